@@ -1,0 +1,1 @@
+"""Hashed LXC templates from recipes and locks."""

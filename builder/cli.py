@@ -1,0 +1,96 @@
+"""The command line: groups, errors and exit codes. Commands live in `builder.commands`, one module a topic."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from builder.errors import BuilderError
+
+COMMANDS = {
+    "lock": "lock",
+    "fetch": "fetch",
+    "build": "build",
+    "template": "build",
+    "shell": "build",
+    "history": "build",
+    "recipe": "recipe",
+    "schema": "recipe",
+    "export": "recipe",
+    "store": "store",
+    "doctor": "doctor",
+}
+"""Each command and the module of `builder.commands` that holds it; imported only when it is asked for."""
+
+GROUPS = {
+    "Make a template": ("lock", "fetch", "build", "template"),
+    "Look": ("recipe", "history", "shell", "schema", "export"),
+    "House": ("store", "doctor"),
+}
+
+
+class LazyGroup(click.Group):
+    """Finds commands by name in `COMMANDS`, so that `builder --help` imports no heavy module."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"builder.commands.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in GROUPS.items():
+            rows = [
+                (name, command.get_short_help_str(70)) for name in names if (command := self.get_command(ctx, name))
+            ]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="builder")
+@click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Build hashed LXC templates from recipes and locks.
+
+    \b
+    Example:
+      builder template recipes/vllm-blackwell
+    """
+    ctx.obj = {"debug": debug}
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """Run the command line: exit 0, 1 for a failure, 2 for a wrong use, 130 when interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in sys.argv
+    try:
+        result: Any = cli.main(standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except BuilderError as error:
+        if debug:
+            raise
+        click.echo(f"builder: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        if debug:
+            raise
+        click.echo("builder: interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Click commands, one module a topic: parse, call, print."""

@@ -1,0 +1,92 @@
+"""Everything that reaches the terminal: progress bars, finished steps, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from builder.progress import Progress, Silent, Task
+
+
+class _Bar:
+    def __init__(self, bars: Bars, task: TaskID) -> None:
+        self._bars, self._task = bars, task
+
+    def advance(self, amount: int) -> None:
+        self._bars.advance(self._task, amount)
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._task, note=text)
+
+
+class Terminal:
+    """Progress on stderr: bars only where stderr is a terminal, finished steps always."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    def task(self, name: str, total: int | None = None, unit: str = "B") -> AbstractContextManager[Task]:
+        if not self._console.is_terminal:
+            return Silent().task(name)
+        return self._bar(name, total, unit)
+
+    def say(self, line: str) -> None:
+        click.echo(line, err=True)
+
+    @contextmanager
+    def _bar(self, name: str, total: int | None, unit: str) -> Iterator[Task]:
+        counted: list[ProgressColumn] = (
+            [DownloadColumn(), TransferSpeedColumn()] if unit == "B" else [MofNCompleteColumn(), TextColumn(unit)]
+        )
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), *counted, TimeElapsedColumn()]
+        with Bars(*columns, TextColumn("{task.fields[note]}"), console=self._console, transient=True) as bars:
+            yield _Bar(bars, bars.add_task(name, total=total, note=""))
+
+
+def progress(as_json: bool) -> Progress:
+    """The terminal's progress, or silence when the output is for machines."""
+    return Silent() if as_json else Terminal()
+
+
+def print_json(value: Any) -> None:
+    """`value` as indented JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
+    """Rows under column heads on stdout; columns named in `right` are set flush right. Plain text in a pipe."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 200
+    Console(highlight=False, width=width).print(table)
+
+
+def human(size: float) -> str:
+    """A number of bytes with a binary unit: '4.1 GiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
