@@ -46,7 +46,7 @@ class Venv:
 
 @dataclass(frozen=True)
 class Url:
-    """`[[Url]]`: one file from the network, by name. The hash may stand in the recipe (published) or only in the lock."""
+    """`[[Url]]`: one file from the network, by name. A published hash may stand in the recipe, else only in the lock."""
 
     name: str
     url: str
