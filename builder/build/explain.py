@@ -1,0 +1,56 @@
+"""Why a stage is cached or rebuilt: the key's inputs now against those of its last build."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from builder.store import Store
+
+_NAMES = {
+    "format": "the layer format",
+    "kind": "the kind of stage",
+    "version": "the code of this kind of stage",
+    "epoch": "SourceDateEpoch",
+    "below": "the layers below",
+}
+
+
+def remember(store: Store, recipe: str, stage: str, body: Mapping[str, Any]) -> None:
+    """Keep `body`, the key's JSON of a stage that is now in the store, for the next `explain`."""
+    store.write_text(_place(recipe, stage), json.dumps(body, sort_keys=True))
+
+
+def explain(store: Store, recipe: str, stage: str, body: Mapping[str, Any]) -> str:
+    """What changed since the last build of this stage, as one phrase; for a stage that is not in the store."""
+    try:
+        last = json.loads((store.root / _place(recipe, stage)).read_text())
+    except FileNotFoundError:
+        return "never built in this store"
+    except ValueError:
+        return "the record of its last build is damaged"
+    changes = list(_changes(last, body))
+    return "changed: " + ", ".join(changes) if changes else "its layer is no longer in the store"
+
+
+def _place(recipe: str, stage: str) -> Path:
+    return Path("last", recipe, f"{stage}.json")
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    named = [text for name, text in _NAMES.items() if old.get(name) != new.get(name)]
+    settings = _differing(old.get("params", {}), new.get("params", {}))
+    files = _differing(old.get("files", {}), new.get("files", {}))
+    inputs = _differing(dict(old.get("blobs", [])), dict(new.get("blobs", [])))
+    return [
+        *named,
+        *(f"setting {name}" for name in settings),
+        *(f"file {name}" for name in files),
+        *(f"locked input {name}" for name in inputs),
+    ]
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))

@@ -1,0 +1,103 @@
+"""From a recipe and its lock to keys: what each stage's layer depends on, as canonical JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder import canonical
+from builder.errors import BuilderError
+from builder.lock.model import Blob, Lock
+from builder.recipe.model import Recipe, Stage
+from builder.stage.kind import Inputs, Kind
+
+LAYER_FORMAT = 1
+"""Raised when capture itself changes what a layer holds: enters every key."""
+
+EMPTY_STACK = canonical.digest([])
+"""The digest of no layers at all: what lies below the first stage."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage that will be built, with all that its key is made of but the layers below."""
+
+    stage: Stage
+    kind: Kind
+    inputs: Inputs
+    body: Mapping[str, Any]
+
+    def full_body(self, below: str) -> dict[str, Any]:
+        """The key's JSON over the stack whose digest is `below`."""
+        return {**self.body, "below": below}
+
+    def key(self, below: str) -> str:
+        """The sha256 that names this stage's layer over the stack `below`."""
+        return canonical.digest(self.full_body(below))
+
+
+def plan(recipe: Recipe, lock: Lock, kinds: Mapping[str, Kind]) -> tuple[Node, ...]:
+    """The stages to build, in order; skipped ones are left out.
+
+    Raises BuilderError when the lock lacks an input or a copied file cannot be read.
+    """
+    return tuple(_node(recipe, stage, lock, kinds[stage.kind]) for stage in recipe.stages if stage.skip is None)
+
+
+def blobs(nodes: tuple[Node, ...]) -> tuple[Blob, ...]:
+    """Every locked file that the stages take, once each, in order of first use."""
+    return tuple({blob.sha256: blob for node in nodes for blob in node.inputs.blobs}.values())
+
+
+def stack_digest(below: str, layer_digest: str) -> str:
+    """The digest of a stack of layers: all of them matter to the stage above, not only the topmost."""
+    return canonical.digest([below, layer_digest])
+
+
+def _node(recipe: Recipe, stage: Stage, lock: Lock, kind: Kind) -> Node:
+    inputs = kind.inputs(recipe, stage, lock)
+    body = {
+        "format": LAYER_FORMAT,
+        "kind": kind.name,
+        "version": kind.version,
+        "params": dict(inputs.params),
+        "blobs": [[blob.filename, blob.sha256] for blob in inputs.blobs],
+        "files": {name: file_digest(path) for name, path in sorted(inputs.files.items())},
+        "epoch": recipe.source_date_epoch,
+    }
+    return Node(stage, kind, inputs, body)
+
+
+def file_digest(path: Path) -> str:
+    """The digest of a recipe's file or folder: types, names, bytes, link targets and the owner's x-bit, no more.
+
+    Raises BuilderError naming what cannot be read, or is neither file, folder nor link.
+    """
+    try:
+        return canonical.digest(_describe(path))
+    except OSError as error:
+        raise BuilderError(error.strerror or str(error), where=error.filename or path) from error
+
+
+def _describe(path: Path) -> list[Any]:
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return ["link", os.readlink(path)]
+    if stat.S_ISDIR(mode):
+        return ["dir", [[name, _describe(path / name)] for name in sorted(os.listdir(path))]]
+    if stat.S_ISREG(mode):
+        with path.open("rb") as file:
+            return ["file", bool(mode & stat.S_IXUSR), _sha256(file)]
+    raise BuilderError("neither a file, a folder nor a link", where=path, hint="take it out of the recipe's folder")
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()

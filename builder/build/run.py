@@ -1,0 +1,189 @@
+"""From keys to layers: what is in the store is taken, what is not is built, offline, in the sandbox."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from builder import sandbox, tree
+from builder.build import explain
+from builder.build.plan import EMPTY_STACK, Node, stack_digest
+from builder.errors import BuilderError
+from builder.lock.model import Blob
+from builder.progress import Progress
+from builder.recipe.model import Recipe
+from builder.sandbox.spec import Bind, Limits, Spec
+from builder.stage.kind import Context
+from builder.store import Draft, Layer, Store
+from builder.store.tools import tool
+
+
+@dataclass(frozen=True)
+class Built:
+    """One stage's layer, and how it came about."""
+
+    node: Node
+    key: str
+    layer: Layer
+    reason: str  # "cached", or why it was built
+    seconds: float  # 0.0 when cached
+
+
+def build(recipe: Recipe, nodes: Sequence[Node], store: Store, progress: Progress) -> tuple[Built, ...]:
+    """The layers of `nodes`, lowest first.
+
+    Each is taken from the store when its key is there and its files are as they were captured, and built otherwise.
+    Raises BuilderError naming the stage when an input is missing or damaged, or when the stage fails.
+    """
+    done: list[Built] = []
+    below = EMPTY_STACK
+    for node in nodes:
+        built = _stage(recipe, node, below, done, store, progress)
+        done.append(built)
+        below = stack_digest(below, built.layer.digest)
+    return tuple(done)
+
+
+def outlook(recipe: Recipe, nodes: Sequence[Node], store: Store) -> Iterator[tuple[Node, str]]:
+    """What `build` would do, without doing it: each node with "cached" or why it would be built."""
+    below: str | None = EMPTY_STACK
+    rebuilt = ""
+    for node in nodes:
+        if below is None:
+            yield node, f"depends on {rebuilt}: cached only if that comes out as before"
+            continue
+        layer = store.layer(node.key(below))
+        if layer is None:
+            yield node, explain.explain(store, recipe.full_name, node.stage.name, node.full_body(below))
+            below, rebuilt = None, node.stage.name
+        else:
+            yield node, "cached"
+            below = stack_digest(below, layer.digest)
+
+
+def _stage(
+    recipe: Recipe, node: Node, below: str, done: Sequence[Built], store: Store, progress: Progress
+) -> Built:
+    key, body, name = node.key(below), node.full_body(below), node.stage.name
+    layer = _sound(store.layer(key), name, store, progress)
+    if layer is not None:
+        explain.remember(store, recipe.full_name, name, body)
+        return Built(node, key, layer, "cached", 0.0)
+    reason = explain.explain(store, recipe.full_name, name, body)
+    started = time.monotonic()
+    with progress.task(f"{name}: {reason}"), store.draft(key) as draft:
+        _check_inputs(node, store)
+        lower = [built.layer.tree for built in done]
+        window_start = _stamp(draft.scratch / "started")
+        node.kind.build(_context(recipe, node, lower, draft, store))
+        window = (window_start, _stamp(draft.scratch / "ended"))
+        tree.normalise(draft.upper, recipe.source_date_epoch, window)
+        index = tree.scan(draft.upper)
+        seconds = time.monotonic() - started
+        facts = {"recipe": recipe.full_name, "stage": name, "kind": node.kind.name, "body": body}
+        layer = draft.commit(index, facts)
+    explain.remember(store, recipe.full_name, name, body)
+    return Built(node, key, layer, reason, seconds)
+
+
+def _sound(layer: Layer | None, stage: str, store: Store, progress: Progress) -> Layer | None:
+    """`layer` when its files are as they were captured; else None, with the layer dropped and that said."""
+    if layer is None or not (changed := layer.changed()):
+        return layer
+    store.drop_layer(layer)
+    progress.say(f"{stage}: layer {layer.key[:12]} was changed on disk ({changed[0]}), dropped; building it again")
+    return None
+
+
+def _check_inputs(node: Node, store: Store) -> None:
+    missing = [blob.filename for blob in node.inputs.blobs if not store.has(blob)]
+    if missing:
+        raise BuilderError(
+            f"{len(missing)} locked files are not in the store, {missing[0]} first",
+            where=f"stage {node.stage.name}",
+            hint="run `builder fetch`",
+        )
+    with ThreadPoolExecutor() as pool:
+        damaged = [
+            blob.filename
+            for blob, sound in zip(node.inputs.blobs, pool.map(store.sound, node.inputs.blobs), strict=True)
+            if not sound
+        ]
+    if damaged:
+        raise BuilderError(
+            f"{damaged[0]} does not have its locked sha256 and was dropped from the store",
+            where=f"stage {node.stage.name}",
+            hint="run `builder fetch`",
+        )
+
+
+def _stamp(path: Path) -> int:
+    """Now, in nanoseconds, as the file system's own clock tells it."""
+    path.touch()
+    return path.stat().st_mtime_ns
+
+
+def _context(recipe: Recipe, node: Node, lower: Sequence[Path], draft: Draft, store: Store) -> Context:
+    stage = node.stage
+    limits = Limits(memory_mib=stage.memory_mib, seconds=stage.seconds)
+    log = draft.scratch / "log"
+
+    def run(
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        binds: Sequence[Bind] = (),
+        host_root: bool = False,
+        cwd: str = "/",
+    ) -> None:
+        overlay = {} if host_root else {"layers": tuple(lower), "upper": draft.upper, "work": draft.work}
+        spec = Spec(
+            name=stage.name,
+            argv=tuple(argv),
+            host_root=host_root,
+            binds=tuple(binds),
+            env={"SOURCE_DATE_EPOCH": str(recipe.source_date_epoch), **(env or {})},
+            cwd=cwd,
+            limits=limits,
+            **overlay,
+        )
+        sandbox.run(spec, log=log)
+
+    def find(path: str) -> Path | None:
+        return tree.resolve([*lower, draft.upper], path)
+
+    def blob_path(blob: Blob) -> Path:
+        return store.path(blob.sha256)
+
+    def locked_tool(name: str) -> Path:
+        return tool(store, name)
+
+    return Context(
+        recipe=recipe,
+        stage=stage,
+        inputs=node.inputs,
+        upper=draft.upper,
+        scratch=draft.scratch,
+        blob=blob_path,
+        tool=locked_tool,
+        run=run,
+        lower=find,
+        epoch=recipe.source_date_epoch,
+    )
+
+
+@contextmanager
+def over(built: Sequence[Built], store: Store) -> Iterator[Callable[[Spec], None]]:
+    """Run commands over finished layers with a throw-away upper layer: `builder shell`, `builder lock`.
+
+    Yields a function that takes a Spec whose `layers`, `upper` and `work` it fills in.
+    """
+    with store.scratch() as scratch:
+        upper, work = scratch / "upper", scratch / "work"
+        upper.mkdir()
+        work.mkdir()
+        yield lambda spec: sandbox.run(replace(spec, layers=tuple(stage.layer.tree for stage in built), upper=upper, work=work))
