@@ -1,0 +1,5 @@
+case ":$PATH:" in
+*:/opt/vllm/bin:*) ;;
+*) PATH="$PATH:/opt/vllm/bin" ;;
+esac
+export PATH
