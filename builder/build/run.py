@@ -65,9 +65,7 @@ def outlook(recipe: Recipe, nodes: Sequence[Node], store: Store) -> Iterator[tup
             below = stack_digest(below, layer.digest)
 
 
-def _stage(
-    recipe: Recipe, node: Node, below: str, done: Sequence[Built], store: Store, progress: Progress
-) -> Built:
+def _stage(recipe: Recipe, node: Node, below: str, done: Sequence[Built], store: Store, progress: Progress) -> Built:
     key, body, name = node.key(below), node.full_body(below), node.stage.name
     layer = _sound(store.layer(key), name, store, progress)
     if layer is not None:
@@ -186,4 +184,6 @@ def over(built: Sequence[Built], store: Store) -> Iterator[Callable[[Spec], None
         upper, work = scratch / "upper", scratch / "work"
         upper.mkdir()
         work.mkdir()
-        yield lambda spec: sandbox.run(replace(spec, layers=tuple(stage.layer.tree for stage in built), upper=upper, work=work))
+        yield lambda spec: sandbox.run(
+            replace(spec, layers=tuple(stage.layer.tree for stage in built), upper=upper, work=work)
+        )

@@ -1,0 +1,118 @@
+"""From layers to the template in `artifacts/`: packed when anything in it changed, left alone when nothing did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder import canonical, pack
+from builder.build.plan import EMPTY_STACK, Node, stack_digest
+from builder.build.run import Built
+from builder.lock.model import Lock
+from builder.progress import Progress
+from builder.recipe.model import Recipe
+from builder.store import Store
+
+
+@dataclass(frozen=True)
+class Template:
+    """A finished template."""
+
+    path: Path
+    sha256: str
+    size: int  # bytes
+    fresh: bool  # False when it was there already
+
+
+def current(recipe: Recipe, nodes: Sequence[Node], store: Store, folder: Path) -> Template | None:
+    """The template in `folder` when it is what `nodes` would give, without reading it: by keys and stat data.
+
+    None when a layer is missing, or when the file is gone, was changed, or came from other inputs.
+    """
+    below = EMPTY_STACK
+    for node in nodes:
+        layer = store.layer(node.key(below))
+        if layer is None:
+            return None
+        below = stack_digest(below, layer.digest)
+    path = folder / pack.file_name(recipe.full_name, recipe.version, recipe.distribution.architecture)
+    try:
+        record = json.loads((store.root / _record(path)).read_text())
+        sound = record["identity"] == _identity(recipe, below) and record["stat"] == _stat(path)
+        return Template(path, record["sha256"], path.stat().st_size, fresh=False) if sound else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def make(
+    recipe: Recipe, lock: Lock, built: Sequence[Built], store: Store, folder: Path, progress: Progress
+) -> Template:
+    """Pack the layers into `folder` with manifest, SBOM and checksums beside the template.
+
+    Raises BuilderError when a layer's file is not what was captured, or the disk is full.
+    """
+    below = EMPTY_STACK
+    for stage in built:
+        below = stack_digest(below, stage.layer.digest)
+    previous = pack.newest(folder, recipe.full_name)
+    packed = pack.pack(
+        [(stage.node.stage.name, stage.layer.index(), stage.layer.tree) for stage in built],
+        folder,
+        name=recipe.full_name,
+        version=recipe.version,
+        architecture=recipe.distribution.architecture,
+        level=recipe.compression_level,
+        epoch=recipe.source_date_epoch,
+        previous=previous,
+        info=_info(recipe, lock, built),
+        progress=progress,
+    )
+    record = {"identity": _identity(recipe, below), "sha256": packed.sha256, "stat": _stat(packed.path)}
+    store.write_text(_record(packed.path), json.dumps(record, sort_keys=True))
+    return Template(packed.path, packed.sha256, packed.size, fresh=True)
+
+
+def _identity(recipe: Recipe, stack: str) -> str:
+    return canonical.digest(
+        {
+            "stack": stack,
+            "pack": pack.VERSION,
+            "name": recipe.full_name,
+            "version": recipe.version,
+            "level": recipe.compression_level,
+            "epoch": recipe.source_date_epoch,
+        }
+    )
+
+
+def _record(path: Path) -> Path:
+    return Path("outputs", f"{canonical.digest(str(path.resolve()))}.json")
+
+
+def _stat(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _info(recipe: Recipe, lock: Lock, built: Sequence[Built]) -> Mapping[str, Any]:
+    return {
+        "recipe": recipe.name,
+        "variant": recipe.variant,
+        "distribution": f"{recipe.distribution.name} {recipe.distribution.release}",
+        "snapshot": lock.snapshot,
+        "stages": [
+            {
+                "name": stage.node.stage.name,
+                "kind": stage.node.kind.name,
+                "key": stage.key,
+                "digest": stage.layer.digest,
+                "files": stage.layer.files,
+                "size": stage.layer.size,
+            }
+            for stage in built
+        ],
+        "skipped": {stage.name: stage.skip for stage in recipe.stages if stage.skip is not None},
+    }

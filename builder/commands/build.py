@@ -1,0 +1,168 @@
+"""`builder build`, `template`, `shell`, `history`: make layers and templates, and look into them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from builder import build as building
+from builder import console
+from builder.build import Built, Node, Template
+from builder.commands.common import beside, json_option, locked, recipe_argument, variant_option
+from builder.errors import UsageError
+from builder.lock.model import Lock
+from builder.pack import read_manifest
+from builder.recipe.model import Recipe
+from builder.sandbox.spec import Spec
+from builder.sandbox.userns import become_root
+from builder.stage import KINDS
+from builder.store import Store, default_root, fetch
+from builder.store.tools import tool_blobs
+
+output_option = click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for the template; artifacts/ otherwise."
+)
+
+
+@click.command()
+@recipe_argument
+@variant_option
+@output_option
+@click.option("--explain", is_flag=True, help="Say for each stage why it is cached or rebuilt.")
+@click.option("--dry-run", is_flag=True, help="Build nothing; with what --explain says.")
+@json_option
+def build(recipe: Path, variant: str | None, output: Path | None, explain: bool, dry_run: bool, as_json: bool) -> None:
+    """Build the template of RECIPE from its lock, offline.
+
+    \b
+    Examples:
+      builder build recipes/smoke
+      builder build recipes/vllm-blackwell --variant nvidia --explain
+    """
+    become_root()
+    loaded, lock = locked(recipe, variant)
+    nodes = building.plan(loaded, lock, KINDS)
+    store = Store(default_root())
+    if dry_run:
+        rows = [(node.stage.name, reason) for node, reason in building.outlook(loaded, nodes, store)]
+        if as_json:
+            console.print_json([{"stage": name, "reason": reason} for name, reason in rows])
+        else:
+            console.print_table(("stage", "why"), rows)
+        return
+    _build(loaded, lock, nodes, store, output, explain, as_json)
+
+
+@click.command()
+@recipe_argument
+@variant_option
+@output_option
+@json_option
+def template(recipe: Path, variant: str | None, output: Path | None, as_json: bool) -> None:
+    """Fetch what is missing and build the template of RECIPE: what `make template` runs.
+
+    \b
+    Example:
+      builder template recipes/vllm-blackwell
+    """
+    become_root()
+    loaded, lock = locked(recipe, variant)
+    nodes = building.plan(loaded, lock, KINDS)
+    store = Store(default_root())
+    missing = [blob for blob in (*building.blobs(nodes), *tool_blobs()) if not store.has(blob)]
+    if missing:
+        fetch(store, missing, progress=console.progress(as_json))
+    _build(loaded, lock, nodes, store, output, False, as_json)
+
+
+def _build(
+    recipe: Recipe,
+    lock: Lock,
+    nodes: Sequence[Node],
+    store: Store,
+    output: Path | None,
+    explain: bool,
+    as_json: bool,
+) -> None:
+    progress = console.progress(as_json)
+    folder = output or beside(recipe, "artifacts")
+    made = building.current(recipe, nodes, store, folder)
+    built: Sequence[Built] = ()
+    if made is None or explain:
+        built = building.build(recipe, nodes, store, progress)
+        if explain and not as_json:
+            console.print_table(("stage", "why"), [(stage.node.stage.name, stage.reason) for stage in built])
+    if made is None:
+        made = building.make(recipe, lock, built, store, folder, progress)
+    if as_json:
+        console.print_json(_result(made, built))
+    else:
+        state = "" if made.fresh else " (unchanged)"
+        click.echo(f"{made.path}  {console.human(made.size)}{state}\nsha256:{made.sha256}")
+
+
+def _result(made: Template, built: Sequence[Built]) -> dict[str, Any]:
+    stages = [
+        {"name": stage.node.stage.name, "key": stage.key, "digest": stage.layer.digest, "reason": stage.reason}
+        for stage in built
+    ]
+    return {
+        "path": str(made.path),
+        "sha256": made.sha256,
+        "size": made.size,
+        "fresh": made.fresh,
+        "stages": stages,
+    }
+
+
+@click.command()
+@click.argument("recipe", metavar="RECIPE[:STAGE]")
+@click.argument("command", nargs=-1)
+@variant_option
+def shell(recipe: str, command: tuple[str, ...], variant: str | None) -> None:
+    """Run a shell, or COMMAND, over the layers of RECIPE up to STAGE; what it changes is thrown away.
+
+    \b
+    Examples:
+      builder shell recipes/smoke
+      builder shell recipes/vllm-blackwell:wheels -- /opt/vllm/bin/python -V
+    """
+    become_root()
+    path, _, stage = recipe.partition(":")
+    loaded, lock = locked(Path(path), variant)
+    nodes = building.plan(loaded, lock, KINDS)
+    names = [node.stage.name for node in nodes]
+    if stage and stage not in names:
+        raise UsageError(f"no stage {stage!r} is built", where=path, hint=f"take one of {', '.join(names)}")
+    store = Store(default_root())
+    wanted = nodes[: names.index(stage) + 1] if stage else nodes
+    built = building.build(loaded, wanted, store, console.progress(False))
+    spec = Spec(name="shell", argv=command or ("/bin/bash", "-l"), interactive=True)
+    with building.over(built, store) as run:
+        run(replace(spec, env={"TERM": "xterm-256color"}))
+
+
+@click.command()
+@click.argument("template", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@json_option
+def history(template: Path, as_json: bool) -> None:
+    """Show how TEMPLATE was made: its stages with sizes and digests, lowest first.
+
+    \b
+    Example:
+      builder history artifacts/smoke_1_amd64.tar.zst
+    """
+    manifest = read_manifest(template)
+    if as_json:
+        console.print_json({name: manifest[name] for name in ("name", "version", "variant", "stages", "skipped")})
+        return
+    rows = [
+        (stage["name"], stage["kind"], stage["files"], console.human(stage["size"]), stage["digest"][:12])
+        for stage in manifest["stages"]
+    ]
+    rows += [(name, "skipped", "", "", reason) for name, reason in sorted(manifest["skipped"].items())]
+    console.print_table(("stage", "kind", "files", "size", "digest"), rows, right=("files", "size"))
