@@ -1,0 +1,147 @@
+"""Keys: what moves them and what must not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder import canonical
+from builder.build.plan import EMPTY_STACK, file_digest, plan, stack_digest
+from builder.errors import BuilderError
+from builder.lock.model import Blob, Lock
+from builder.recipe.model import Distribution, Recipe, Stage
+from builder.stage.kind import Inputs, Kind
+
+BLOB = Blob(sha256="a" * 64, size=1, filename="one.deb", urls=())
+
+
+def kind(version: int = 1, **inputs: Any) -> Kind:
+    return Kind(
+        name="test",
+        version=version,
+        help="",
+        keys=(),
+        requests=lambda recipe, stage: (),
+        inputs=lambda recipe, stage, lock: Inputs(params=dict(stage.params), **inputs),
+        build=lambda context: None,
+    )
+
+
+def recipe(*stages: Stage, epoch: int = 1) -> Recipe:
+    distribution = Distribution("debian", "bookworm", "amd64", "http://mirror", "http://security", ("main",))
+    return Recipe(
+        directory=Path("/recipe"),
+        name="r",
+        version="1",
+        variant="",
+        variants=(),
+        source_date_epoch=epoch,
+        compression_level=3,
+        distribution=distribution,
+        target=None,
+        venvs=(),
+        urls=(),
+        stages=stages,
+    )
+
+
+def stage(skip: str | None = None, memory: int = 1, **params: Any) -> Stage:
+    return Stage("s", "test", params, skip, "", memory, 1)
+
+
+def key(of: Kind, *, epoch: int = 1, below: str = EMPTY_STACK, **settings: Any) -> str:
+    nodes = plan(recipe(stage(**settings), epoch=epoch), Lock("r", ""), {"test": of})
+    return nodes[0].key(below)
+
+
+def test_the_same_inputs_give_the_same_key() -> None:
+    assert key(kind(blobs=(BLOB,)), Packages=["a"]) == key(kind(blobs=(BLOB,)), Packages=["a"])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"of": kind(2)},
+        {"of": kind(), "Packages": ["b"]},
+        {"of": kind(), "epoch": 2},
+        {"of": kind(), "below": "1" * 64},
+        {"of": kind(blobs=(BLOB,))},
+    ],
+    ids=["version", "setting", "epoch", "below", "input"],
+)
+def test_each_input_moves_the_key(other: dict[str, Any]) -> None:
+    assert key(**other) != key(kind())
+
+
+def test_a_limit_does_not_move_the_key() -> None:
+    assert key(kind(), memory=1) == key(kind(), memory=2)
+
+
+def test_a_skipped_stage_is_not_planned() -> None:
+    assert plan(recipe(stage(skip="later")), Lock("r", ""), {"test": kind()}) == ()
+
+
+def test_a_stage_sees_every_layer_below_not_only_the_topmost() -> None:
+    assert stack_digest(stack_digest(EMPTY_STACK, "a"), "c") != stack_digest(stack_digest(EMPTY_STACK, "b"), "c")
+
+
+def test_a_copied_file_counts_by_content_and_x_bit_not_by_time_or_other_modes(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    file.write_text("x")
+    file.chmod(0o600)
+    first = file_digest(tmp_path)
+    os.utime(file, (1, 1))
+    file.chmod(0o644)
+    assert file_digest(tmp_path) == first
+    file.chmod(0o755)
+    assert file_digest(tmp_path) != first
+    file.chmod(0o644)
+    file.write_text("y")
+    assert file_digest(tmp_path) != first
+
+
+def test_a_copied_link_counts_by_its_target(tmp_path: Path) -> None:
+    (tmp_path / "l").symlink_to("a")
+    first = file_digest(tmp_path)
+    (tmp_path / "l").unlink()
+    (tmp_path / "l").symlink_to("b")
+    assert file_digest(tmp_path) != first
+
+
+def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p")
+    with pytest.raises(BuilderError, match="neither a file, a folder nor a link"):
+        file_digest(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BuilderError, match="gone"):
+        file_digest(tmp_path / "gone")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+def test_canonical_json_does_not_depend_on_the_order_of_keys(value: Any) -> None:
+    def reversed_keys(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {name: reversed_keys(item[name]) for name in reversed(list(item))}
+        return [reversed_keys(one) for one in item] if isinstance(item, list) else item
+
+    assert canonical.encode(reversed_keys(value)) == canonical.encode(value)
+
+
+@given(st.floats())
+def test_canonical_json_refuses_floats(value: float) -> None:
+    with pytest.raises(TypeError):
+        canonical.encode({"a": [value]})
