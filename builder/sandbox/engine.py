@@ -1,0 +1,142 @@
+"""Starts a run, keeps what it says, and turns its end into a return or one error."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pickle
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from builder.command import tail
+from builder.errors import BuilderError
+from builder.sandbox.spec import Spec
+
+_START = "import sys; sys.path.append(sys.argv[1]); from builder.sandbox.child import main; main()"
+_HOUSE = str(Path(__file__).parents[2])
+_KEPT = 16384  # bytes of output that are looked at for a message
+_NETWORK = re.compile(
+    rb"Network is unreachable|[Nn]ame or service not known|[Tt]emporary failure (in name resolution|resolving)"
+    rb"|[Cc]ould not resolve|[Ff]ailed to resolve|Name resolution|dns error|No address associated"
+)
+
+
+def run(spec: Spec, *, log: Path | None = None) -> None:
+    """Run `spec.argv` in its private world and return when it has exited 0 and nothing of it is left.
+
+    Needs uid 0, of the machine or of a user namespace (`userns.become_root`). All output is appended to `log`
+    (created 0600). Raises BuilderError naming `spec.name`, the command, how it ended and its last lines.
+    """
+    spec = _portable(spec)
+    ours, theirs = socket.socketpair()
+    with ours, contextlib.ExitStack() as stack:
+        written = stack.enter_context(_append(log)) if log else None
+        with theirs:
+            process = _start(spec, theirs)
+        try:
+            said, result = _follow(process, ours, spec, written)
+        except OSError as error:
+            raise BuilderError(f"cannot write: {error.strerror}", where=log or f"stage {spec.name}") from error
+        finally:
+            _end(process)
+            if spec.interactive:
+                _take_terminal_back()
+    if result != {"exit": 0}:
+        raise _error(spec, result, said, log)
+
+
+def _portable(spec: Spec) -> Spec:
+    """`spec` as a process with another working directory can read it."""
+    return dataclasses.replace(
+        spec,
+        env=dict(spec.env),
+        layers=tuple(layer.absolute() for layer in spec.layers),
+        upper=spec.upper and spec.upper.absolute(),
+        work=spec.work and spec.work.absolute(),
+        binds=tuple(dataclasses.replace(bind, source=bind.source.absolute()) for bind in spec.binds),
+    )
+
+
+def _append(log: Path) -> IO[bytes]:
+    try:
+        return os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "wb", buffering=0)
+    except OSError as error:
+        raise BuilderError(f"cannot write: {error.strerror}", where=log) from error
+
+
+def _start(spec: Spec, control: socket.socket) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-IBS", "-c", _START, _HOUSE, str(control.fileno()), str(os.getpid())]
+    pipes: dict[str, Any] = {}
+    if not spec.interactive:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(
+        argv, env={}, cwd="/", pass_fds=[control.fileno()], start_new_session=not spec.interactive, **pipes
+    )
+
+
+def _follow(
+    process: subprocess.Popen[bytes], control: socket.socket, spec: Spec, log: IO[bytes] | None
+) -> tuple[bytes, dict[str, Any]]:
+    """Hand the spec over, copy all output to `log`, and return the end of the output and the result."""
+    wire = pickle.dumps(spec)
+    with contextlib.suppress(BrokenPipeError):  # it died at once: its output says why
+        control.sendall(len(wire).to_bytes(4, "big") + wire)
+    said = b""
+    while process.stdout and (chunk := os.read(process.stdout.fileno(), 65536)):
+        said = (said + chunk)[-_KEPT:]
+        if log:
+            log.write(chunk)
+    with control.makefile("rb") as results:
+        line = results.readline()
+    process.wait()
+    return said, json.loads(line) if line else {"error": f"the sandbox ended early (status {process.returncode})"}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill whatever still runs and wait until it is gone."""
+    process.terminate()
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+def _take_terminal_back() -> None:
+    if os.isatty(0):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+        os.tcsetpgrp(0, os.getpgrp())
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _error(spec: Spec, result: dict[str, Any], said: bytes, log: Path | None) -> BuilderError:
+    command = shlex.join(spec.argv)
+    if len(command) > 160:
+        command = f"{command[:157]}..."
+    lines = tail(said)
+    hint = f"all output is in {log}" if log else None
+    if "error" in result:
+        how, lines = result["error"], lines if "ended early" in result["error"] else ""
+    elif result.get("limit") == "memory":
+        how = f"used {result['used']} MiB, over its limit of {spec.limits.memory_mib} MiB"
+        hint = "raise MemoryMiB of the stage"
+    elif result.get("limit") == "time":
+        how, hint = f"ran for {result['used']} s, its limit", "raise TimeoutSeconds of the stage"
+    else:
+        how = f"killed by {_signal(result['signal'])}" if "signal" in result else f"exit {result['exit']}"
+        if not spec.network and _NETWORK.search(said):
+            hint = "; ".join(filter(None, ("stages have no network: lock the input instead", hint)))
+    return BuilderError(": ".join(filter(None, (command, how, lines))), where=f"stage {spec.name}", hint=hint)
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
