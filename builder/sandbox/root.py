@@ -16,7 +16,7 @@ HOST_NAME = "builder"
 STAGING = "/sys"
 """Where the new root is put together: a folder that every Linux has and in which no layer or bind can lie."""
 
-_PRIVATE = ("/proc", "/sys", "/dev", "/run", "/tmp")
+_PRIVATE = ("proc", "sys", "dev", "run", "tmp")
 _NODES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS = {
     "/dev/fd": "/proc/self/fd",
@@ -54,12 +54,15 @@ def enter(spec: Spec) -> None:
         linux.attach(host, "root")
     else:
         _overlay(spec)
+    for folder in _PRIVATE:
+        if not os.path.lexists(f"root/{folder}"):
+            os.mkdir(f"root/{folder}")
+    linux.mount("proc", "root/proc", "proc", _QUIET | linux.MS_NOEXEC)  # refused once the host's is out of sight
     linux.pivot_into("root")
 
-    for path in _PRIVATE:
-        if not os.path.isdir(path):
-            os.mkdir(path)
-    _proc()
+    for path in _KERNEL_SETTINGS:
+        if os.path.exists(path):
+            linux.attach(linux.clone_tree(path), path)
     _sys(hardware)
     _dev(nodes)
     linux.mount("tmpfs", "/run", "tmpfs", _QUIET, "mode=755")
@@ -92,13 +95,6 @@ def _overlay(spec: Spec) -> None:
     lower = ":".join(reversed(names)) or "empty"
     options = f"userxattr,index=off,volatile,lowerdir={lower},upperdir=upper,workdir=work"
     linux.mount("overlay", "root", "overlay", linux.MS_NODEV | linux.MS_NOATIME, options)
-
-
-def _proc() -> None:
-    linux.mount("proc", "/proc", "proc", _QUIET | linux.MS_NOEXEC)
-    for path in _KERNEL_SETTINGS:
-        if os.path.exists(path):
-            linux.attach(linux.clone_tree(path), path)
 
 
 def _sys(hardware: list[tuple[str, int]]) -> None:
