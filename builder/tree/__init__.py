@@ -1,1 +1,22 @@
+"""File trees: walk, digest, merge and unpack; the one place that knows owners, xattrs, holes and whiteouts."""
 
+from builder.tree.archive import ExtractLimits, extract
+from builder.tree.check import changed, verify
+from builder.tree.entry import Entry
+from builder.tree.index import Index, order
+from builder.tree.stack import merge, resolve
+from builder.tree.walk import normalise, scan
+
+__all__ = [
+    "Entry",
+    "ExtractLimits",
+    "Index",
+    "changed",
+    "extract",
+    "merge",
+    "normalise",
+    "order",
+    "resolve",
+    "scan",
+    "verify",
+]
