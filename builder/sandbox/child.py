@@ -36,13 +36,13 @@ LIMITS = {
 }
 """The kernel's own defaults (getrlimit(2)), without core files: no host is below them."""
 
-_SYS_ADMIN, _MKNOD = 21, 27
+_SYS_ADMIN = 21
 CAPABILITIES = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31))
-"""What a command may do (capabilities(7), linux/capability.h): the set of a Docker container, which serves the scripts
-of packages: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, net_raw, sys_chroot,
-audit_write, setfcap."""
-MOUNTING = frozenset((_SYS_ADMIN, _MKNOD))
-"""On top of them for a run over the host's root: mmdebstrap mounts and makes device nodes."""
+"""What a command may do (capabilities(7), linux/capability.h): the set of a Docker container without mknod, which serves
+the scripts of packages: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, net_raw,
+sys_chroot, audit_write, setfcap."""
+MOUNTING = frozenset((_SYS_ADMIN,))
+"""On top of them for a run over the host's root: mmdebstrap mounts. Nobody gets mknod, which no user namespace has."""
 
 
 def main() -> NoReturn:
