@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 
 class Type(Enum):
@@ -27,6 +27,7 @@ class Key:
     type: Type
     help: str
     default: Any = None
+    """What an absent key means. None is the empty value of the type: no text, no number, False, [], {}."""
     required: bool = False
     choices: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()
@@ -38,3 +39,21 @@ class Key:
     the form ``source:target`` only the source is looked at; ``url:NAME`` names a `[[Url]]` instead of a file."""
     mkosi: str | None = None
     """The mkosi section that has this very key, None when it is ours alone."""
+    refers: str | None = None
+    """The value names a table of this array, such as ``"Venv"``, that must exist."""
+
+
+class KindInfo(Protocol):
+    """What a recipe must know of a kind of stage; `builder.stage.kind.Kind` is one."""
+
+    @property
+    def name(self) -> str:
+        """As `Kind` in a recipe writes it."""
+
+    @property
+    def help(self) -> str:
+        """What a stage of this kind makes, in one sentence."""
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Its own settings, beside those of every `[[Stage]]`."""

@@ -42,16 +42,28 @@ class Venv:
     overrides: tuple[str, ...]
     exclude_newer: str  # RFC 3339, UTC
     index: str
+    origin: str = ""  # "" when the table is the same in every variant, else the variant that sets it
+
+    @property
+    def lock_id(self) -> str:
+        """The name under which the lock keeps this environment's wheels."""
+        return f"{self.name}-{self.origin}" if self.origin else self.name
 
 
 @dataclass(frozen=True)
 class Url:
-    """`[[Url]]`: one file from the network, by name. A published hash may stand in the recipe, else only in the lock."""
+    """`[[Url]]`: one file from the network, by name. A published hash stands in the recipe, else only in the lock."""
 
     name: str
     url: str
     sha256: str | None
     size: int | None
+    origin: str = ""  # "" when the table is the same in every variant, else the variant that sets it
+
+    @property
+    def lock_id(self) -> str:
+        """The name under which the lock keeps this file."""
+        return f"{self.name}-{self.origin}" if self.origin else self.name
 
 
 @dataclass(frozen=True)
