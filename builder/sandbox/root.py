@@ -69,11 +69,10 @@ def enter(spec: Spec) -> None:
     os.mkdir("/run/lock")
     os.chmod("/run/lock", 0o1777)
     linux.mount("tmpfs", "/tmp", "tmpfs", _QUIET, "mode=1777")
-    throwaway = spec.upper is None and not spec.host_root
+    kept = spec.host_root or (spec.upper is not None and not spec.network)
     for bind, tree in binds:
-        _mount_point(bind.target, is_folder=stat.S_ISDIR(os.fstat(tree).st_mode), everywhere=throwaway)
-        linux.attach(tree, bind.target)
-    if throwaway:
+        linux.attach(tree, _mount_point(bind.target, stat.S_ISDIR(os.fstat(tree).st_mode), kept))
+    if spec.upper is None and not spec.host_root:
         linux.set_readonly("/")
     socket.sethostname(HOST_NAME)
     linux.setdomainname("(none)")
@@ -118,16 +117,18 @@ def _dev(nodes: list[tuple[str, int]]) -> None:
         os.symlink(target, path)
 
 
-def _mount_point(target: str, *, is_folder: bool, everywhere: bool) -> None:
-    """Make the place for a bind, but not in a layer that will be kept."""
+def _mount_point(target: str, is_folder: bool, kept: bool) -> str:
+    """Make the place for a bind, but not in a root that is `kept`; its path without symbolic links."""
+    target = os.path.realpath(target)
     if os.path.exists(target):
-        return
-    if not everywhere and not target.startswith(("/run/", "/tmp/", "/dev/")):
+        return target
+    if kept and not target.startswith(("/run/", "/tmp/", "/dev/")):
         reason = "no such place in the layers (use one below /run/builder)"
         raise FileNotFoundError(errno.ENOENT, reason, f"bind to {target}")
     os.makedirs(target if is_folder else os.path.dirname(target), exist_ok=True)
     if not is_folder:
         _touch(target)
+    return target
 
 
 def _touch(path: str) -> None:
