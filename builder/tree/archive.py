@@ -8,6 +8,7 @@ import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -38,6 +39,9 @@ _DAMAGED = (
     NotImplementedError,
     RuntimeError,
     ValueError,
+    OverflowError,
+    IndexError,
+    struct.error,
 )
 
 
@@ -71,10 +75,11 @@ def extract(archive: Path, dest: Path, *, strip: int = 0, limits: ExtractLimits 
     """
     limits = limits or ExtractLimits()
     try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
+        for parent in [parent for parent in reversed(dest.parents) if not parent.exists()]:
+            _make_folder(parent)
         with tempfile.TemporaryDirectory(prefix=".unpack-", dir=dest.parent) as scratch:
             root = Path(scratch, "root")
-            root.mkdir(mode=0o755)
+            _make_folder(root)
             _Unpacking(archive, root, strip, limits).run()
             _move(archive, root, dest)
     except OSError as error:
@@ -120,6 +125,8 @@ class _Unpacking:
 
     def _take(self, member: _Member) -> None:
         parts = self._parts(member.name)
+        if member.size < 0:
+            raise self._refusal("has a negative size", member.name)
         self.size += member.size
         if self.size > self.size_max:
             raise self._refusal(f"unpacks to more than {self.size_max:,} bytes", member.name)
@@ -152,8 +159,7 @@ class _Unpacking:
             parent = parts[:length]
             kind = self.made.get(parent)
             if kind is None:
-                os.mkdir(self._place(parent), 0o755)
-                os.chmod(self._place(parent), 0o755)
+                _make_folder(self._place(parent))
                 self.made[parent] = "dir"
             elif kind != "dir":
                 raise self._refusal(f"goes through {'/'.join(parent)!a}, which is no folder", name)
@@ -161,8 +167,7 @@ class _Unpacking:
     def _make(self, parts: tuple[str, ...], member: _Member) -> None:
         place = self._place(parts)
         if member.kind == "dir":
-            os.mkdir(place)
-            os.chmod(place, 0o755)
+            _make_folder(place)
         elif member.kind == "file":
             with open(place, "xb") as file:
                 if member.content is not None:
@@ -205,6 +210,12 @@ class _Unpacking:
         return False
 
 
+def _make_folder(path: str | Path) -> None:
+    """A new folder of mode 0755, whatever the umask."""
+    os.mkdir(path)
+    os.chmod(path, 0o755)
+
+
 def _move(archive: Path, root: Path, dest: Path) -> None:
     """Move what was unpacked into place: all of it, or nothing when a member is there already."""
     if not os.path.lexists(dest):
@@ -237,7 +248,9 @@ def _members(archive: Path, size_max: int) -> Iterator[_Member]:
         else:
             with closing(_plain(magic, file)) as plain:
                 # Headers and padding come on top of the files' bytes.
-                yield from _tar_members(_Counted(plain, 2 * size_max + _RATIO_FROM))
+                stream = _Counted(plain, 2 * size_max + _RATIO_FROM)
+                yield from _tar_members(stream)
+                stream.finish()
 
 
 def _plain(magic: bytes, file: IO[bytes]) -> IO[bytes] | gzip.GzipFile:
@@ -252,11 +265,12 @@ def _plain(magic: bytes, file: IO[bytes]) -> IO[bytes] | gzip.GzipFile:
 
 
 class _Counted(io.RawIOBase):
-    """A stream that refuses to become longer than a limit."""
+    """A stream that refuses to become longer than a limit, and remembers its end."""
 
     def __init__(self, inner: IO[bytes] | gzip.GzipFile, limit: int) -> None:
         self._inner = inner
         self._left = limit
+        self._tail = b""
 
     def readable(self) -> bool:
         return True
@@ -266,7 +280,15 @@ class _Counted(io.RawIOBase):
         self._left -= len(data)
         if self._left < 0:
             raise tarfile.ReadError("unpacks to more than the limit")
+        self._tail = (self._tail + data)[-tarfile.BLOCKSIZE :]
         return data
+
+    def finish(self) -> None:
+        """Read what is left, so that checksums are looked at; a tar ends in zeros (POSIX pax, "ustar")."""
+        while self.read(_COPY):
+            pass
+        if any(self._tail):
+            raise tarfile.ReadError("no end mark: cut short")
 
 
 class _TarInfo(tarfile.TarInfo):
@@ -308,7 +330,8 @@ def _zip_members(file: IO[bytes]) -> Iterator[_Member]:
         for info in archive.infolist():
             mode = info.external_attr >> 16
             kind = _zip_kind(info, mode)
-            mtime = timegm((*info.date_time, 0, 0, 0))
+            year, month, day, *clock = info.date_time  # month and day are 0 in some archives
+            mtime = timegm((year, min(max(month, 1), 12), max(day, 1), *clock, 0, 0, 0))
             if kind == "link":
                 if info.file_size > _HEADER_MAX:
                     raise zipfile.BadZipFile(f"a link target of {info.file_size:,} bytes")
