@@ -12,7 +12,7 @@ from builder.recipe.document import Document, read
 from builder.recipe.keys import Key, KindInfo
 from builder.recipe.model import Distribution, Recipe, Stage, Target, Url, Venv
 from builder.recipe.settings import AFTER, ARCHITECTURES, ARCHIVES, SECTIONS
-from builder.recipe.tables import Checker, Table, did_you_mean
+from builder.recipe.tables import Checker, Table, did_you_mean, file_values, source, texts
 from builder.recipe.variants import Parts, apply, is_partial, split
 
 FILE = "recipe.toml"
@@ -100,6 +100,18 @@ def build(resolved: Resolved, variant: str) -> Recipe:
     )
 
 
+def named_files(recipe: Recipe, kinds: Mapping[str, KindInfo]) -> tuple[Path, ...]:
+    """Every file and folder of the recipe that its stages name, once each, in order of first use."""
+    names = {
+        source(text): None
+        for stage in recipe.stages
+        for key, value in file_values(stage.params, kinds[stage.kind].keys)
+        for text in texts(value)
+        if not text.startswith("url:")
+    }
+    return tuple(recipe.directory / name for name in names)
+
+
 def stage_keys(kind: KindInfo) -> tuple[Key, ...]:
     """All keys of a stage of this kind: those of every stage, then its own."""
     return (*_KEYS["Stage"], *kind.keys)
@@ -145,6 +157,8 @@ def _settle(checker: Checker, parts: Parts, kinds: Mapping[str, KindInfo]) -> Se
             members = parts.arrays[section.name]
             if section.required and not members:
                 raise checker.document.error(f"has no {section.title}", (), hint=section.help)
+            if section.name == "Stage" and all(member.values.get("Skip") for member in members):
+                raise checker.document.error("every [[Stage]] is skipped", members[0].place)
             settings[section.name] = [checker.complete(m, _member_keys(section.name, m, kinds)) for m in members]
         elif section.name in parts.sections:
             settings[section.name] = checker.complete(parts.sections[section.name], section.keys)

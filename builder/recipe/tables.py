@@ -148,6 +148,16 @@ def _references(key: Key, value: Any) -> Iterator[tuple[str, str, str]]:
         yield from ((url_name(text), "Url", text) for text in texts(value) if text.startswith("url:"))
 
 
+def file_values(values: Mapping[str, Any], keys: Sequence[Key]) -> Iterator[tuple[Key, Any]]:
+    """The values that name files, with their keys, those of inner tables too."""
+    for key in keys:
+        value = values.get(key.name)
+        if key.is_file and value is not None:
+            yield key, value
+        for item in value if key.type is Type.TABLES and value else ():
+            yield from file_values(item, key.keys)
+
+
 def source(entry: str) -> str:
     """What an entry ``source:target`` takes from the recipe's folder."""
     return entry.partition(":")[0]
