@@ -242,7 +242,7 @@ def test_bombs_in_a_compressed_tar(tmp_path: Path, form: str) -> None:
     refused(archive, "unpacks to more than")
 
 
-@pytest.mark.parametrize(("key", "value"), [("size", "-5"), ("size", "many"), ("mtime", "inf"), ("mtime", "nan")])
+@pytest.mark.parametrize(("key", "value"), [("size", "-5"), ("mtime", "inf"), ("mtime", "nan")])
 def test_nonsense_in_a_pax_header(build: Build, key: str, value: str) -> None:
     info = member("x")
     info.pax_headers = {key: value}
