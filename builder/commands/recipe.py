@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,20 @@ def show(recipe: Path, variant: str | None, as_json: bool) -> None:
         return
     click.echo(f"RECIPE: {resolved.path}" + (f", variant {chosen}" if chosen else ""))
     for name, content in settings.items():
-        for table in content if isinstance(content, list) else [content] if content else []:
-            title = f'{name} "{table["Name"]}"' if isinstance(content, list) else name
-            click.echo(f"\n    {title.upper() if title == name else name.upper() + title[len(name) :]}:")
-            for key, value in table.items():
-                lines = list(_shown(value))
-                click.echo(f"{key:>28}: {lines[0]}")
-                for line in lines[1:]:
-                    click.echo(f"{'':>28}  {line}")
+        if isinstance(content, list):
+            for table in content:
+                _print_table(f"{name.upper()} {table['Name']}", table)
+        elif content is not None:
+            _print_table(name.upper(), content)
+
+
+def _print_table(title: str, table: Mapping[str, Any]) -> None:
+    click.echo(f"\n    {title}:")
+    for key, value in table.items():
+        first, *others = _shown(value)
+        click.echo(f"{key:>28}: {first}")
+        for line in others:
+            click.echo(f"{'':>28}  {line}")
 
 
 def _shown(value: Any) -> Iterator[str]:
@@ -85,7 +91,7 @@ def check(recipe: Path, as_json: bool) -> None:
         console.print_json({"recipe": str(resolved.path), "default": resolved.default, "variants": variants})
         return
     console.print_table(columns, [(row[0] or "(none)", *row[1:]) for row in rows], right=columns[1:])
-    click.echo(f"{resolved.path}: valid: every key, value, reference and named file of these {len(rows)} was looked at")
+    click.echo(f"{resolved.path} is valid: checked were keys, types, values, references and named files")
 
 
 @click.command()

@@ -97,7 +97,10 @@ def _spans(text: str) -> Iterator[tuple[Place, tuple[int, int]]]:
             place = (*table, *key)
             at = _value(text, at + 1)
         first = text.count("\n", 0, start) + 1
-        yield place, (first, first + text.count("\n", start, at))
+        span = (first, first + text.count("\n", start, at))
+        yield place, span
+        if place[-1] == 0:
+            yield place[:-1], span
         at = _skip(text, at)
 
 

@@ -15,9 +15,7 @@ Written by `builder schema --markdown`. What a recipe is, with an example: [reci
 
 def manual(kinds: Mapping[str, KindInfo]) -> str:
     """One table of keys for each section and each kind of stage."""
-    parts = [_HEAD]
-    for section in SECTIONS:
-        parts.append(f"## {section.title}\n\n{section.help}\n\n{_table(section.keys)}")
+    parts = [_HEAD, *(f"## {section.title}\n\n{section.help}\n\n{_table(section.keys)}" for section in SECTIONS)]
     parts.append(f"## [[Variant.NAME.Stage]]\n\nThe keys of a stage, and:\n\n{_table((AFTER,))}")
     for kind in sorted(kinds.values(), key=lambda kind: kind.name):
         keys = _table(kind.keys) if kind.keys else "It has no keys of its own.\n"
