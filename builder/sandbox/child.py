@@ -38,7 +38,7 @@ LIMITS = {
 
 _SYS_ADMIN = 21
 CAPABILITIES = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31))
-"""What a command may do (capabilities(7), linux/capability.h): the set of a Docker container without mknod, which serves
+"""What a command may do (capabilities(7), linux/capability.h): the set of a Docker container without mknod, enough for
 the scripts of packages: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, net_raw,
 sys_chroot, audit_write, setfcap."""
 MOUNTING = frozenset((_SYS_ADMIN,))

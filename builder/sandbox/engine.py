@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,7 +51,7 @@ def run(spec: Spec, *, log: Path | None = None) -> None:
             if spec.interactive:
                 _take_terminal_back()
     if result != {"exit": 0}:
-        raise _error(spec, result, said, log)
+        raise failure(spec, result, said, log)
 
 
 def _portable(spec: Spec) -> Spec:
@@ -115,7 +116,8 @@ def _take_terminal_back() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _error(spec: Spec, result: dict[str, Any], said: bytes, log: Path | None) -> BuilderError:
+def failure(spec: Spec, result: Mapping[str, Any], said: bytes, log: Path | None = None) -> BuilderError:
+    """The error for a run that ended with `result` (see `supervise`, or {"error": text}) and last said `said`."""
     command = shlex.join(spec.argv)
     if len(command) > 160:
         command = f"{command[:157]}..."

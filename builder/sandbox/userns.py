@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -54,10 +55,10 @@ def become_root() -> None:
         raise BuilderError(f"user namespaces are not allowed: {error.strerror}", hint=forbidden()) from error
 
 
-def forbidden() -> str:
-    """The command that allows user namespaces on this machine, by the setting that forbids them."""
+def forbidden(settings: Path = Path("/proc/sys")) -> str:
+    """The command that allows user namespaces on this machine, by the one of `settings` that forbids them."""
     for name, value, mend in _SYSCTLS:
-        path = Path("/proc/sys", name.replace(".", "/"))
+        path = settings / name.replace(".", "/")
         if path.exists() and path.read_text().strip() == value:
             return f"run: {mend}"
     return "a container or security module forbids them: build as root, or outside of it"
@@ -81,25 +82,31 @@ def subordinate(table: Path, uid: int | None = None) -> list[tuple[int, int]]:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         name = str(uid)
-    try:
-        lines = [line.strip().split(":") for line in table.read_text().splitlines()]
-    except FileNotFoundError:
-        lines = []
+    entries = _entries(table)
     ranges, missing = [], IDS
-    for line in lines:
-        if len(line) == 3 and line[0] in (name, str(uid)) and line[1].isdecimal() and line[2].isdecimal() and missing:
-            count = min(int(line[2]), missing)
-            ranges.append((int(line[1]), count))
-            missing -= count
+    for owner, first, length in entries:
+        if owner in (name, str(uid)) and length and missing:
+            ranges.append((first, min(length, missing)))
+            missing -= ranges[-1][1]
     if missing:
         option = "--add-subuids" if table.name == "subuid" else "--add-subgids"
-        first = max((int(line[1]) + int(line[2]) for line in lines if len(line) == 3), default=100000)
+        free = max([100000, *(first + length for _, first, length in entries)])
         raise BuilderError(
             f"{name} has {IDS - missing} subordinate ids, {IDS} are needed",
             where=table,
-            hint=f"run: sudo usermod {option} {max(first, 100000)}-{max(first, 100000) + 65535} {name}",
+            hint=f"run: sudo usermod {option} {free}-{free + IDS} {name}",
         )
     return ranges
+
+
+def _entries(table: Path) -> list[tuple[str, int, int]]:
+    """Owner, first id and count of each well-formed line; the tools skip the others too."""
+    try:
+        lines = table.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    found = (re.fullmatch(r"([^:]+):([0-9]{1,10}):([0-9]{1,10})", line.strip()) for line in lines)
+    return [(match[1], int(match[2]), int(match[3])) for match in found if match]
 
 
 def _extents(ranges: list[tuple[int, int]]) -> list[str]:
