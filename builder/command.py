@@ -29,8 +29,7 @@ def run(
             env=dict(env),
             cwd=cwd,
             input=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             check=False,
         )
     except FileNotFoundError as error:
