@@ -24,6 +24,7 @@ from builder.sandbox.spec import Spec
 _START = "import sys; sys.path.append(sys.argv[1]); from builder.sandbox.child import main; main()"
 _HOUSE = str(Path(__file__).parents[2])
 _KEPT = 16384  # bytes of output that are looked at for a message
+_MACHINE = ("cannot mount", "cannot make", "cannot pivot")
 _NETWORK = re.compile(
     rb"Network is unreachable|[Nn]ame or service not known|[Tt]emporary failure (in name resolution|resolving)"
     rb"|[Cc]ould not resolve|[Ff]ailed to resolve|Name resolution|dns error|No address associated"
@@ -125,6 +126,8 @@ def failure(spec: Spec, result: Mapping[str, Any], said: bytes, log: Path | None
     hint = f"all output is in {log}" if log else None
     if "error" in result:
         how, lines = result["error"], lines if "ended early" in result["error"] else ""
+        if how.startswith(_MACHINE):
+            hint = "run `builder doctor`"
     elif result.get("limit") == "memory":
         how = f"used {result['used']} MiB, over its limit of {spec.limits.memory_mib} MiB"
         hint = "raise MemoryMiB of the stage"

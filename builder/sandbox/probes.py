@@ -230,7 +230,11 @@ def _try_sandbox(store: Path) -> None:
                 (layer / path.name).mkdir()
                 binds.append(Bind(path, str(path)))
         (layer / "old").touch()
-        argv = ("/bin/sh", "-c", "rm /old && echo proof > /new && test -r /proc/self/status && test -c /dev/null")
+        argv = (
+            "/bin/sh",
+            "-c",
+            "rm /old && echo proof > /new && chown 65534:65534 /new && test -r /proc/self/status && test -c /dev/null",
+        )
         run(Spec("doctor", argv, layers=(layer,), upper=upper, work=work, binds=tuple(binds)))
         if (upper / "new").read_text() != "proof\n" or not stat.S_ISCHR((upper / "old").lstat().st_mode):
             raise BuilderError("the overlay did not keep what was changed", where=store, hint="use another file system")

@@ -80,6 +80,9 @@ def enter(spec: Spec) -> None:
 
 def _overlay(spec: Spec) -> None:
     """Mount the layers at `root`, through links with short names: mount(2) takes 4095 bytes of options."""
+    for folder in (*spec.layers, *filter(None, (spec.upper, spec.work))):
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such folder", f"use {folder} as a layer")
     os.mkdir("empty")
     names = [str(number) for number, _ in enumerate(spec.layers)]
     for name, layer in zip(names, spec.layers, strict=True):

@@ -91,22 +91,22 @@ class World:
         more.setdefault("argv", ("/bin/bash", "-c", script))
         return Spec(name="test", work=self.work, **more)
 
-    def command(self, spec: Spec) -> list[str]:
+    def command(self, spec: Spec, log: Path) -> list[str]:
         wire = json.dumps(dataclasses.asdict(spec), default=str)
-        return [self.user.python, "-c", PROGRAM, wire, str(self.home / "log")]
+        return [self.user.python, "-c", PROGRAM, wire, str(log)]
 
-    def run(self, script: str, **more: Any) -> Result:
-        log = self.home / "log"
-        log.unlink(missing_ok=True)
-        done = self.user.run(self.command(self.spec(script, **more)))
+    def run(self, script: str, *, log: Path | None = None, **more: Any) -> Result:
+        log = log or self.home / "log"
+        before = log.stat().st_size if log.exists() else 0
+        done = self.user.run(self.command(self.spec(script, **more), log))
         assert done.returncode == 0, done.stderr.decode()
         answer = json.loads(done.stdout)
-        return Result(answer["error"], answer["kept"], log.read_text() if log.exists() else "")
+        return Result(answer["error"], answer["kept"], log.read_text()[before:] if log.is_file() else "")
 
     def start(self, script: str, **more: Any) -> subprocess.Popen[bytes]:
         """Start a run and return once its script has said "ready"."""
         log = self.home / "log"
-        process = self.user.popen(self.command(self.spec(f"echo ready; {script}", **more)), stderr=subprocess.PIPE)
+        process = self.user.popen(self.command(self.spec(f"echo ready; {script}", **more), log), stderr=subprocess.PIPE)
         deadline = time.monotonic() + 20
         while not (log.exists() and "ready" in log.read_text()):
             assert process.poll() is None
@@ -294,6 +294,16 @@ def test_a_missing_source_is_named(world: World) -> None:
     assert f"cannot bind {world.home}/nosuch: No such file or directory" in result.error
 
 
+def test_a_missing_layer_is_named(world: World) -> None:
+    result = world.run("true", layers=(world.layer, world.home / "nosuch"))
+    assert f"cannot use {world.home}/nosuch as a layer: no such folder" in result.error
+
+
+def test_a_log_that_cannot_be_written_ends_the_run(world: World) -> None:
+    assert world.run("yes", log=Path("/dev/full")).error == "/dev/full: cannot write: No space left on device"
+    assert world.run("yes", log=Path("/nosuch/log")).error == "/nosuch/log: cannot write: No such file or directory"
+
+
 def test_what_stays_in_the_background_is_ended(world: World) -> None:
     started = time.monotonic()
     assert world.run("setsid sleep 60 & exit 0").error == ""
@@ -367,7 +377,7 @@ def test_host_root_is_read_only_but_for_the_writable_bind(world: World) -> None:
 def test_interactive_keeps_the_terminal_with_job_control(world: World) -> None:
     ours, theirs = pty.openpty()
     spec = world.spec("", argv=("/bin/bash", "--norc", "-i"), env={"PS1": "ready> "}, interactive=True)
-    argv = ["setsid", "--ctty", *world.command(spec)]
+    argv = ["setsid", "--ctty", *world.command(spec, world.home / "log")]
     process = world.user.popen(argv, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     said = _type(ours, "ready> ", None)
