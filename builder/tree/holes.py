@@ -6,6 +6,8 @@ same holes on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 BLOCK = 16 << 10
 """An aligned block of this many zero bytes is a hole."""
 
@@ -18,3 +20,17 @@ _ZEROS = bytes(BLOCK)
 def zero_blocks(data: bytes | bytearray, length: int) -> list[int]:
     """Offsets of the whole, aligned zero blocks in the first `length` bytes of `data`."""
     return [start for start in range(0, length - BLOCK + 1, BLOCK) if data.startswith(_ZEROS, start)]
+
+
+def data_ranges(zeros: Iterable[int], size: int) -> list[tuple[int, int]]:
+    """Offset and length of what lies between the zero blocks (ascending) of a file of `size` bytes.
+
+    A file that ends in a hole ends with the range (size, 0): how a sparse map says where the file ends.
+    """
+    ranges: list[tuple[int, int]] = []
+    start = 0
+    for zero in zeros:
+        if zero > start:
+            ranges.append((start, zero - start))
+        start = zero + BLOCK
+    return [*ranges, (start, size - start)]

@@ -1,0 +1,71 @@
+"""What of the merged layers goes into a template, in the order of the tar."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from builder.tree import Entry, Index, merge, order
+
+Layer = tuple[str, Index, Path]
+"""A layer's name for messages, its index, and where its tree lies."""
+
+LEFT_OUT = (
+    ("dev/*", "made by the container's start"),
+    ("proc/*", "mounted at start"),
+    ("sys/*", "mounted at start"),
+    ("run/*", "belongs to a running system"),
+    ("tmp/*", "belongs to a running system"),
+    ("etc/ssh/ssh_host_*", "every container has its own host keys"),
+    ("root/.cache", "a cache"),
+    ("var/cache/apt/archives/*", "a cache"),
+    ("var/cache/apt/*.bin", "a cache"),
+    ("var/cache/ldconfig/aux-cache", "a cache with inode numbers in it"),
+    ("var/lib/apt/lists/*", "a cache"),
+    ("var/log/*.log", "logs of the build"),
+)
+"""Shell patterns (a `*` crosses slashes) of paths that no template holds, and why; stages leave them out already."""
+
+EMPTIED = ("etc/machine-id",)
+"""Files that must be there and empty: every container gets its own content (machine-id(5), "initialization")."""
+
+_NO_BYTES = hashlib.sha256().hexdigest()
+
+
+class Member(NamedTuple):
+    """One member of the template and the layer that its bytes come from."""
+
+    entry: Entry
+    layer: str
+    tree: Path
+
+
+def content(layers: Sequence[Layer]) -> list[Member]:
+    """The members of the template made of `layers` (lowest first), each folder followed by all that is in it.
+
+    The order is that of the merged tree and not layer by layer. GNU tar with --skip-old-files, as Proxmox calls it,
+    gives a folder its owner, mode and mtime from its first entry and never again, and sets the mtime when it leaves
+    the folder: only a folder whose content follows at once comes out with its own attributes. It also makes the
+    template's bytes a function of the tree alone, however the stages are cut.
+    """
+    indexes = [index for _, index, _ in layers]
+    paths = {entry.path: entry for entries in merge(indexes) for entry in entries}
+    hidden = [Entry(path, "whiteout") for path in paths if _is_left_out(path)]
+    emptied = [
+        Entry(path, "file", mode=0o444, mtime=paths[path].mtime, sha256=_NO_BYTES) for path in EMPTIED if path in paths
+    ]
+    top = Index.of(sorted(hidden + emptied, key=lambda entry: order(entry.path)))
+    sources = [*((name, tree) for name, _, tree in layers), ("", Path())]
+    members = [
+        Member(entry, *source)
+        for source, entries in zip(sources, merge([*indexes, top]), strict=True)
+        for entry in entries
+    ]
+    return sorted(members, key=lambda member: order(member.entry.path))
+
+
+def _is_left_out(path: str) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern, _ in LEFT_OUT)

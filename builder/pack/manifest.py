@@ -1,0 +1,77 @@
+"""The manifest beside a template: where it comes from, every file in it, and where each segment lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from builder.pack.content import Member
+from builder.pack.info import Info
+from builder.pack.write import Written
+from builder.tree import Entry
+
+
+def manifest(
+    info: Info,
+    members: Sequence[Member],
+    written: Written,
+    *,
+    name: str,
+    version: str,
+    architecture: str,
+    level: int,
+    epoch: int,
+) -> str:
+    """The manifest as JSON: one line a setting, a stage, a frame and a file, so that two of them compare with diff.
+
+    `frames` holds ``[identity, offset, length, sha256, bytes of tar]``. A file is an object of path, type, mode
+    (octal), uid, gid, mtime and, where it has them, size, sha256, target, xattrs (hexadecimal) and sparse.
+    """
+    head = {
+        "format": 1,
+        "name": name,
+        "version": version,
+        "architecture": architecture,
+        "recipe": info.recipe,
+        "variant": info.variant,
+        "recipe_digest": info.recipe_digest,
+        "source_date_epoch": epoch,
+        "compress_level": level,
+        "sha256": written.sha256,
+        "size": written.size,
+        "tar_size": written.tar_size,
+    }
+    parts = [
+        *(f"{_json(key)}: {_json(value)}" for key, value in head.items()),
+        _list("stages", (asdict(stage) for stage in info.stages)),
+        _list("frames", written.records),
+        _list("files", (_file(member.entry) for member in members)),
+    ]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _list(name: str, items: Iterable[Any]) -> str:
+    return f"{_json(name)}: [\n" + ",\n".join(map(_json, items)) + "\n]"
+
+
+def _file(entry: Entry) -> Mapping[str, Any]:
+    return dict(_fields(entry))
+
+
+def _fields(entry: Entry) -> Iterator[tuple[str, Any]]:
+    yield from (("path", entry.path), ("type", entry.type), ("mode", f"{entry.mode:04o}"))
+    yield from (("uid", entry.uid), ("gid", entry.gid), ("mtime", entry.mtime))
+    if entry.type == "file":
+        yield from (("size", entry.size), ("sha256", entry.sha256))
+    if entry.target:
+        yield "target", entry.target
+    if entry.xattrs:
+        yield "xattrs", {name: value.hex() for name, value in entry.xattrs}
+    if entry.sparse:
+        yield "sparse", True

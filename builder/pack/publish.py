@@ -1,0 +1,98 @@
+"""Put finished files into the artifacts folder so that a kill at any moment leaves nothing wrong there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from builder.errors import BuilderError
+
+SUMS = "SHA256SUMS"
+_WORK = ".pack-"
+
+
+@contextmanager
+def workplace(dest: Path) -> Iterator[Path]:
+    """An empty folder in `dest` (made when missing) that is removed afterwards; one at a time, others wait.
+
+    What a killed run left there is removed first. Raises BuilderError when `dest` cannot be written.
+    """
+    try:
+        dest.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(dest, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for left in dest.glob(f"{_WORK}*"):
+                shutil.rmtree(left)
+            with tempfile.TemporaryDirectory(prefix=_WORK, dir=dest) as scratch:
+                yield Path(scratch)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise BuilderError(error.strerror or str(error), where=error.filename or dest) from error
+
+
+def publish(scratch: Path, dest: Path, template: str, sums: Mapping[str, str]) -> None:
+    """Move the files named in `sums` (name to sha256) from `scratch` to `dest`; `template` is the one that counts.
+
+    While a template is replaced neither the old nor the new one is there: the old one goes first, the new one comes
+    after all that describes it, and `SHA256SUMS` last. Raises OSError.
+    """
+    known = _read_sums(dest)
+    if all(known.get(name) == digest and (dest / name).exists() for name, digest in sums.items()):
+        return
+    kept = {name: digest for name, digest in known.items() if name not in sums and (dest / name).exists()}
+    if known != kept:
+        _write_sums(scratch, dest, kept)
+    (dest / template).unlink(missing_ok=True)
+    for name in sorted(sums, key=lambda name: (name == template, name)):
+        os.replace(scratch / name, dest / name)
+    _write_sums(scratch, dest, kept | dict(sums) | _unlisted(dest, kept | dict(sums)))
+
+
+def write_text(path: Path, text: str) -> str:
+    """Write a file and make sure that it is on disk; its sha256. Raises OSError."""
+    data = text.encode()
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_sums(dest: Path) -> dict[str, str]:
+    """What `SHA256SUMS` says, by file name; lines that are not of its form are dropped."""
+    try:
+        lines = (dest / SUMS).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    return {line[66:]: line[:64] for line in lines if len(line) > 66 and line[64:66] == "  " and "/" not in line}
+
+
+def _write_sums(scratch: Path, dest: Path, sums: Mapping[str, str]) -> None:
+    write_text(scratch / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+    os.replace(scratch / SUMS, dest / SUMS)
+    descriptor = os.open(dest, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unlisted(dest: Path, sums: Mapping[str, str]) -> dict[str, str]:
+    """Templates in the folder that `SHA256SUMS` has lost sight of."""
+    found = {}
+    for path in dest.glob("*.tar.zst"):
+        if path.name not in sums:
+            with open(path, "rb") as file:
+                digest = hashlib.sha256()
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+            found[path.name] = digest.hexdigest()
+    return found
