@@ -49,18 +49,14 @@ def lock_folder(recipe: Recipe) -> Path:
 
 def requests(recipe: Recipe) -> tuple[Request, ...]:
     """What the recipe's stages ask of the lock; skipped stages ask too, so that their inputs are pinned."""
-    asked = {}
-    for stage in recipe.stages:
-        for request in KINDS[stage.kind].requests(recipe, stage):
-            asked[type(request).__name__, request.id] = request
-    return tuple(asked.values())
+    return locks.collect(request for stage in recipe.stages for request in KINDS[stage.kind].requests(recipe, stage))
 
 
 def locked(path: Path, variant: str | None) -> tuple[Recipe, Lock]:
     """The recipe and its lock. Raises BuilderError when the lock is missing, or not of this recipe any more."""
     recipe = load(path, KINDS, variant)
     lock = locks.read(lock_folder(recipe))
-    if outdated := locks.stale(lock, requests(recipe)):
+    if outdated := locks.stale(lock, requests(recipe), recipe.distribution):
         raise BuilderError(
             f"the lock is not of this recipe any more: {', '.join(outdated)}",
             where=lock_folder(recipe) / "lock.toml",
