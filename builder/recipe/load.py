@@ -13,7 +13,7 @@ from builder.recipe.keys import Key, KindInfo
 from builder.recipe.model import Distribution, Recipe, Stage, Target, Url, Venv
 from builder.recipe.settings import AFTER, ARCHITECTURES, ARCHIVES, SECTIONS
 from builder.recipe.tables import Checker, Table, did_you_mean, file_values, source, texts
-from builder.recipe.variants import Parts, apply, is_partial, split
+from builder.recipe.variants import Parts, apply, split, whole
 
 FILE = "recipe.toml"
 
@@ -125,10 +125,8 @@ def _check(checker: Checker, parts: Parts, base: Parts, kinds: Mapping[str, Kind
     for array in ("Venv", "Url"):
         for member in parts.arrays[array]:
             checker.check(member, _KEYS[array], {})
-    below = base.named("Stage")
     for stage in parts.arrays["Stage"]:
-        whole = below.get(stage.values["Name"], stage) if is_variant and is_partial(stage) else stage
-        kind = _kind(checker.document, whole, kinds)
+        kind = _kind(checker.document, whole(checker.document, base, stage) if is_variant else stage, kinds)
         others = {
             key.name: f'a stage with Kind "{other.name}"'
             for other in kinds.values()

@@ -46,9 +46,9 @@ def split(document: Document) -> tuple[Parts, dict[str, Parts]]:
 
 
 def apply(document: Document, base: Parts, variant: Parts) -> Parts:
-    """`base` as `variant` changes it.
+    """`base` as `variant` changes it; the tables of both have been checked.
 
-    Raises UsageError for a stage that sets nothing known, and for an `After` that leads nowhere.
+    Raises UsageError for an `After` that leads nowhere.
     """
     sections = dict(base.sections)
     for name, changed in variant.sections.items():
@@ -60,8 +60,22 @@ def apply(document: Document, base: Parts, variant: Parts) -> Parts:
     return Parts(sections, arrays)
 
 
-def is_partial(stage: Table) -> bool:
-    """A variant's stage changes some keys of another, rather than standing for itself."""
+def whole(document: Document, base: Parts, stage: Table) -> Table:
+    """The table that says which Kind a variant's stage is of: itself, or the stage of which it changes some keys.
+
+    Raises UsageError when there is no such stage.
+    """
+    if not _is_partial(stage):
+        return stage
+    stages = base.named("Stage")
+    name = stage.values["Name"]
+    if name not in stages:
+        hint = did_you_mean(name, stages)
+        raise document.error(f"{stage.title} has no Kind, and no [[Stage]] has this name", stage.place, hint=hint)
+    return stages[name]
+
+
+def _is_partial(stage: Table) -> bool:
     return "Kind" not in stage.values
 
 
@@ -74,12 +88,6 @@ def _stages(document: Document, base: Parts, variant: Parts) -> tuple[Table, ...
     new: dict[str | None, list[Table]] = {}
     for name, stage in variant.named("Stage").items():
         if name not in stages:
-            if is_partial(stage):
-                raise document.error(
-                    f"{stage.title} has no Kind, and no [[Stage]] has this name",
-                    stage.place,
-                    hint=did_you_mean(name, stages),
-                )
             new.setdefault(stage.values.get("After"), []).append(stage)
             continue
         if "After" in stage.values:
@@ -88,7 +96,7 @@ def _stages(document: Document, base: Parts, variant: Parts) -> tuple[Table, ...
                 stage.places["After"],
                 hint="a replaced stage keeps its place",
             )
-        stages[name] = stage.over(stages[name]) if is_partial(stage) else stage
+        stages[name] = stage.over(stages[name]) if _is_partial(stage) else stage
 
     def with_followers(stage: Table) -> Iterator[Table]:
         yield stage

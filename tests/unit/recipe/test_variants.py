@@ -110,7 +110,7 @@ def test_another_distribution_is_locked_apart(recipe: Write, kinds: Kinds) -> No
 WRONG = {
     "unknown key": (
         '[Variant.one.Output]\nImageVersoin = "2"\n',
-        '28: unknown key "ImageVersoin" in [Variant.one.Output]',
+        '29: unknown key "ImageVersoin" in [Variant.one.Output]',
     ),
     "unknown section": ("[Variant.two.Otput]\n", '28: unknown section "Otput"; did you mean "Output"?'),
     "the recipe itself": ("[Variant.two.Recipe]\nDescription = ''\n", "28: [Recipe] cannot differ between variants"),
