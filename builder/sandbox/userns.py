@@ -52,7 +52,7 @@ def become_root() -> None:
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     except OSError as error:
-        raise BuilderError(f"user namespaces are not allowed: {error.strerror}", hint=forbidden()) from error
+        raise BuilderError("user namespaces are not allowed", hint=forbidden()) from error
 
 
 def forbidden(settings: Path = Path("/proc/sys")) -> str:

@@ -411,6 +411,43 @@ def _type(terminal: int, until: str, text: str | None) -> str:
     return said
 
 
+FORBIDDEN = """
+import os, sys
+from pathlib import Path
+from builder.errors import BuilderError
+from builder.sandbox import linux
+from builder.sandbox.userns import become_root
+uid, gid = map(int, sys.argv[1:])
+ready, go = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    linux.unshare(linux.CLONE_NEWUSER)
+    os.write(ready[1], b"1")
+    os.read(go[0], 1)
+    Path("/proc/sys/user/max_user_namespaces").write_text("0")
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    try:
+        become_root()
+    except BuilderError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.read(ready[0], 1)
+for ids in ("uid_map", "gid_map"):
+    Path(f"/proc/{child}/{ids}").write_text("0 0 4294967295")
+os.write(go[1], b"1")
+os.waitpid(child, 0)
+"""
+
+
+def test_forbidden_user_namespaces_are_told_with_the_mend(root_user: Any, ordinary_user: Any) -> None:
+    """In a user namespace of the test's own, where the setting can be changed without harm."""
+    done = root_user.run([root_user.python, "-c", FORBIDDEN, str(ordinary_user.uid), str(ordinary_user.gid)])
+    assert done.stdout.decode() == (
+        "user namespaces are not allowed; run: sudo sysctl -w user.max_user_namespaces=65536\n"
+    )
+
+
 def test_doctor_is_content_with_this_machine(user: Any) -> None:
     done = user.builder("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
