@@ -51,7 +51,7 @@ def update_linker_cache(context: Context) -> None:
     inodes and times: not read (-i), and not kept. Raises BuilderError.
     """
     context.run(("ldconfig", "-X", "-i"))
-    context.run(("rm", "-f", "/var/cache/ldconfig/aux-cache"))
+    (context.upper / "var/cache/ldconfig/aux-cache").unlink(missing_ok=True)
 
 
 def _profile(target: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -51,6 +53,21 @@ def link(context: Context, path: str, target: str) -> None:
     place = _place(context, path)
     try:
         place.symlink_to(target)
+    except OSError as error:
+        raise _failed(error, place) from error
+
+
+def move(context: Context, source: Path, path: str, mode: int) -> None:
+    """Move the file `source` (of `context.scratch`) to template path `path`, its mtime kept.
+
+    Raises BuilderError when something is there already or the disk is full.
+    """
+    place = _place(context, path)
+    try:
+        if os.path.lexists(place):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        shutil.move(source, place)
+        place.chmod(mode)
     except OSError as error:
         raise _failed(error, place) from error
 
