@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
-from builder.stage import files
+from builder.stage import files, nvidia_host, nvidia_redist, nvidia_runfile
 from builder.stage.kind import Kind
 
-_MODULES: tuple[ModuleType, ...] = (files,)
+_MODULES: tuple[ModuleType, ...] = (files, nvidia_host, nvidia_redist, nvidia_runfile)
 
 KINDS: Mapping[str, Kind] = {module.KIND.name: module.KIND for module in _MODULES}
 """Every kind of stage by its name, as recipes write it."""
