@@ -41,8 +41,9 @@ class Document:
             place = place[:-1]
         first, last = self.spans[place]
         if item is not None:
+            word = re.compile(rf"(?<![\w./-]){re.escape(item)}(?![\w./-])")
             for number, line in enumerate(self.text.split("\n")[first - 1 : last], first):
-                if item in line:
+                if word.search(line):
                     return number
         return first
 

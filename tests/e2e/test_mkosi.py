@@ -88,11 +88,11 @@ def test_mkosi_reads_every_variant_of_every_recipe(mkosi: Mkosi, recipe: Path, t
 
 def _assert_same(images: list[dict[str, Any]], settings: dict[str, Any], folder: Path) -> None:
     stages = [stage for stage in settings["Stage"] if not stage["Skip"]]
-    assert [image["Image"] for image in images] == [stage["Name"] for stage in stages] + ["main"]
+    assert [image["Image"] for image in images[:-1]] == [stage["Name"] for stage in stages]
     below: list[str] = []
     for image, stage in zip(images, [*stages, {}], strict=True):
         assert image["BaseTrees"] == below
-        assert image["Packages"] == sorted(stage.get("Packages", ())) or image["Packages"] == stage.get("Packages", [])
+        assert sorted(image["Packages"]) == sorted(stage.get("Packages", ()))
         assert image["Bootable"] == "disabled"
         for section, key in (
             ("Distribution", "Distribution"),

@@ -96,6 +96,7 @@ def test_an_unknown_place_is_that_of_what_holds_it(file: Path) -> None:
     assert document.line(("a", "list", 1, "k")) == 3
     assert document.line(("a", "list"), "two") == 5
     assert document.line(("a", "list"), "three") == 3
+    assert document.line(("a", "list"), "wo") == 3
     assert document.line(("b",)) == 1
 
 

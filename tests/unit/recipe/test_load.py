@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from builder.errors import UsageError
 from builder.recipe import load
@@ -247,3 +251,74 @@ def test_recipes_of_one_project_may_share_a_folder(tmp_path: Path, kinds: Kinds,
     (folder / "recipe.toml").write_text(minimal + f'{STAGE}ExtraTrees = ["../../secret:/"]\n')
     with pytest.raises(UsageError, match="lies outside of"):
         load(folder, kinds)
+
+
+WHOLE = f"""\
+[Recipe]
+DefaultVariant = "a"
+[Distribution]
+Distribution = "debian"
+Release = "bookworm"
+Repositories = ["contrib"]
+[Output]
+ImageId = "small"
+ImageVersion = "1"
+[Content]
+SourceDateEpoch = 1760572800
+[Target]
+Name = "GPU"
+ComputeCapability = "12.0"
+MemoryMiB = 16311
+{VENV}
+[[Url]]
+Name = "tool"
+Url = "https://example.org/tool"
+Size = 1
+[[Stage]]
+Name = "wheels"
+Kind = "wheels"
+Venv = "main"
+{STAGE}
+ExtraTrees = ["files:/", "url:tool:/opt"]
+Users = [{{ Name = "a", Uid = 1 }}]
+Masks = {{ a = "b" }}
+[Variant.a.Output]
+ImageVersion = "2"
+[[Variant.a.Stage]]
+Name = "more"
+MemoryMiB = 100
+[[Variant.a.Stage]]
+Name = "new"
+Kind = "files"
+After = "more"
+"""
+
+JUNK = st.sampled_from(
+    """
+|1|-1|1.5|nan|true|"x"|""|[]|{}|[[]]|[{}]|["url:"]|["url:x"]|[""]|[1]|{ a = 1 }|2025-10-16|'\\'|"a\\nb"|"../.."
+|999999999999999999999999999999|[Stage]|[[Variant]]|[Variant.a.b]
+""".replace("\n", "").split("|")
+)
+
+
+def test_the_whole_recipe_is_right(recipe: Write, kinds: Kinds) -> None:
+    assert [stage.name for stage in load(recipe(WHOLE), kinds).stages] == ["wheels", "more", "new"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.integers(0, WHOLE.count("\n")), st.sampled_from(["value", "key", "line", "drop"]), JUNK),
+        max_size=3,
+    )
+)
+def test_whatever_is_wrong_is_a_usage_error(kinds: Kinds, edits: list[tuple[int, str, str]]) -> None:
+    lines = WHOLE.split("\n")
+    for number, what, junk in edits:
+        name, _, value = lines[number].partition(" = ")
+        lines[number] = {"value": f"{name} = {junk}", "key": f"x{name} = {value}", "line": junk, "drop": ""}[what]
+    with TemporaryDirectory() as folder:
+        Path(folder, "files").mkdir()
+        Path(folder, "recipe.toml").write_text("\n".join(lines), encoding="utf-8")
+        with suppress(UsageError):
+            load(Path(folder), kinds)
