@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def plan(recipe: Recipe, lock: Lock, kinds: Mapping[str, Kind]) -> tuple[Node, .
     return tuple(_node(recipe, stage, lock, kinds[stage.kind]) for stage in recipe.stages if stage.skip is None)
 
 
-def blobs(nodes: tuple[Node, ...]) -> tuple[Blob, ...]:
+def blobs(nodes: Sequence[Node]) -> tuple[Blob, ...]:
     """Every locked file that the stages take, once each, in order of first use."""
     return tuple({blob.sha256: blob for node in nodes for blob in node.inputs.blobs}.values())
 
@@ -57,6 +57,13 @@ def blobs(nodes: tuple[Node, ...]) -> tuple[Blob, ...]:
 def stack_digest(below: str, layer_digest: str) -> str:
     """The digest of a stack of layers: all of them matter to the stage above, not only the topmost."""
     return canonical.digest([below, layer_digest])
+
+
+def recipe_digest(recipe: Recipe, nodes: Sequence[Node]) -> str:
+    """The digest of recipe, lock, copied files and kind versions: known before anything is built."""
+    return canonical.digest(
+        [recipe.full_name, recipe.version, recipe.compression_level, [[node.stage.name, node.body] for node in nodes]]
+    )
 
 
 def _node(recipe: Recipe, stage: Stage, lock: Lock, kind: Kind) -> Node:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from builder import canonical, pack
-from builder.build.plan import EMPTY_STACK, Node, stack_digest
+from builder.build.plan import EMPTY_STACK, Node, recipe_digest, stack_digest
 from builder.build.run import Built
 from builder.lock.model import Lock
 from builder.progress import Progress
@@ -57,16 +56,16 @@ def make(
     below = EMPTY_STACK
     for stage in built:
         below = stack_digest(below, stage.layer.digest)
-    previous = pack.newest(folder, recipe.full_name)
+    architecture = recipe.distribution.architecture
     packed = pack.pack(
         [(stage.node.stage.name, stage.layer.index(), stage.layer.tree) for stage in built],
         folder,
         name=recipe.full_name,
         version=recipe.version,
-        architecture=recipe.distribution.architecture,
+        architecture=architecture,
         level=recipe.compression_level,
         epoch=recipe.source_date_epoch,
-        previous=previous,
+        previous=pack.newest(folder, recipe.full_name, architecture),
         info=_info(recipe, lock, built),
         progress=progress,
     )
@@ -79,7 +78,7 @@ def _identity(recipe: Recipe, stack: str) -> str:
     return canonical.digest(
         {
             "stack": stack,
-            "pack": pack.VERSION,
+            "pack": pack.FORMAT,
             "name": recipe.full_name,
             "version": recipe.version,
             "level": recipe.compression_level,
@@ -97,22 +96,22 @@ def _stat(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
-def _info(recipe: Recipe, lock: Lock, built: Sequence[Built]) -> Mapping[str, Any]:
-    return {
-        "recipe": recipe.name,
-        "variant": recipe.variant,
-        "distribution": f"{recipe.distribution.name} {recipe.distribution.release}",
-        "snapshot": lock.snapshot,
-        "stages": [
-            {
-                "name": stage.node.stage.name,
-                "kind": stage.node.kind.name,
-                "key": stage.key,
-                "digest": stage.layer.digest,
-                "files": stage.layer.files,
-                "size": stage.layer.size,
-            }
+def _info(recipe: Recipe, lock: Lock, built: Sequence[Built]) -> pack.Info:
+    """What the manifest and the SBOM tell: only what entered this template, skipped stages' inputs not."""
+    nodes = [stage.node for stage in built]
+    used = {blob.sha256 for node in nodes for blob in node.inputs.blobs}
+    return pack.Info(
+        recipe=recipe.name,
+        variant=recipe.variant,
+        recipe_digest=recipe_digest(recipe, nodes),
+        distribution=recipe.distribution.name,
+        release=recipe.distribution.release,
+        stages=tuple(
+            pack.StageInfo(stage.node.stage.name, stage.node.kind.name, stage.key, stage.layer.digest, stage.layer.size)
             for stage in built
-        ],
-        "skipped": {stage.name: stage.skip for stage in recipe.stages if stage.skip is not None},
-    }
+        ),
+        skipped=tuple((stage.name, stage.skip) for stage in recipe.stages if stage.skip is not None),
+        debs=tuple(deb for debs in lock.debs.values() for deb in debs if deb.blob.sha256 in used),
+        wheels=tuple(wheel for wheels in lock.venvs.values() for wheel in wheels if wheel.blob.sha256 in used),
+        urls=tuple((name, blob) for name, blob in sorted(lock.urls.items()) if blob.sha256 in used),
+    )

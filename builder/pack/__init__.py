@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from builder.pack.content import Layer, content
+from builder.pack import content, manifest, publish, sbom
+from builder.pack.content import Layer
 from builder.pack.info import Info, StageInfo
-from builder.pack.manifest import manifest
-from builder.pack.publish import publish, workplace, write_text
-from builder.pack.sbom import sbom
-from builder.pack.segment import segments
-from builder.pack.write import DamagedFrameError, Earlier, write
+from builder.pack.segment import FORMAT, cut
+from builder.pack.write import DamagedFrameError, Earlier, write_template
 from builder.progress import Progress, Silent
 
-__all__ = ["Info", "Layer", "Packed", "StageInfo", "newest", "pack"]
+__all__ = ["FORMAT", "Info", "Layer", "Packed", "StageInfo", "file_name", "newest", "pack", "read_manifest"]
+
+_SUFFIX = ".tar.zst"
 
 
 @dataclass(frozen=True)
@@ -57,39 +58,49 @@ def pack(
     """
     progress = progress or Silent()
     jobs = jobs or os.cpu_count() or 1
-    stem = f"{name}_{version}_{architecture}"
-    template = f"{stem}.tar.zst"
-    members = content(layers)
-    cut = tuple(segments(members, level))
-    with workplace(dest) as scratch:
+    template = file_name(name, version, architecture)
+    stem = template.removesuffix(_SUFFIX)
+    members = content.gather(layers)
+    segments = tuple(cut(members, level))
+    with publish.workplace(dest) as scratch:
         earlier = None if previous is None else Earlier.load(previous, _manifest_of(previous))
         place = scratch / template
         try:
-            written = write(place, cut, level, jobs, earlier, progress)
+            written = write_template(place, segments, level, jobs, earlier, progress)
         except DamagedFrameError:
             progress.say(f"{previous} is damaged: not used, packing everything again")
             place.unlink()
-            written = write(place, cut, level, jobs, None, progress)
-        told = manifest(
+            written = write_template(place, segments, level, jobs, None, progress)
+        told = manifest.render(
             info, members, written, name=name, version=version, architecture=architecture, level=level, epoch=epoch
         )
-        bill = sbom(info, members, name=name, version=version, sha256=written.sha256, epoch=epoch)
+        bill = sbom.render(info, members, name=name, version=version, sha256=written.sha256, epoch=epoch)
         sums = {
             template: written.sha256,
-            f"{stem}.manifest.json": write_text(scratch / f"{stem}.manifest.json", told),
-            f"{stem}.cdx.json": write_text(scratch / f"{stem}.cdx.json", bill),
+            f"{stem}.manifest.json": publish.write_text(scratch / f"{stem}.manifest.json", told),
+            f"{stem}.cdx.json": publish.write_text(scratch / f"{stem}.cdx.json", bill),
         }
-        publish(scratch, dest, template, sums)
+        publish.place(scratch, dest, template, sums)
     return Packed(
-        dest / template, written.sha256, written.size, written.tar_size, len(members), len(cut), written.reused
+        dest / template, written.sha256, written.size, written.tar_size, len(members), len(segments), written.reused
     )
+
+
+def file_name(name: str, version: str, architecture: str) -> str:
+    """What a template's file is called; Proxmox takes the name as it is."""
+    return f"{name}_{version}_{architecture}{_SUFFIX}"
+
+
+def read_manifest(template: Path) -> Mapping[str, Any]:
+    """The manifest beside `template`. Raises BuilderError when it is missing or is none."""
+    return manifest.read(_manifest_of(template))
 
 
 def newest(dest: Path, name: str, architecture: str) -> Path | None:
     """The template `name` that was made last in the folder `dest`, whatever its version; None when there is none."""
-    found = [path for path in dest.glob(f"{name}_*_{architecture}.tar.zst") if _manifest_of(path).exists()]
+    found = [path for path in dest.glob(f"{name}_*_{architecture}{_SUFFIX}") if _manifest_of(path).exists()]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _manifest_of(template: Path) -> Path:
-    return template.with_name(template.name.removesuffix(".tar.zst") + ".manifest.json")
+    return template.with_name(template.name.removesuffix(_SUFFIX) + ".manifest.json")

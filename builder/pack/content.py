@@ -43,7 +43,7 @@ class Member(NamedTuple):
     tree: Path
 
 
-def content(layers: Sequence[Layer]) -> list[Member]:
+def gather(layers: Sequence[Layer]) -> list[Member]:
     """The members of the template made of `layers` (lowest first), each folder followed by all that is in it.
 
     The order is that of the merged tree and not layer by layer. GNU tar with --skip-old-files, as Proxmox calls it,

@@ -28,6 +28,7 @@ class Info:
     distribution: str  # debian | ubuntu
     release: str
     stages: tuple[StageInfo, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()  # declared stages that are not in it, and why
     debs: tuple[Deb, ...] = ()
     wheels: tuple[Wheel, ...] = ()
     urls: tuple[tuple[str, Blob], ...] = ()  # name in the recipe, file

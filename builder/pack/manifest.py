@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from builder.errors import BuilderError
 from builder.pack.content import Member
 from builder.pack.info import Info
 from builder.pack.write import Written
 from builder.tree import Entry
 
 
-def manifest(
+def render(
     info: Info,
     members: Sequence[Member],
     written: Written,
@@ -42,6 +44,7 @@ def manifest(
         "sha256": written.sha256,
         "size": written.size,
         "tar_size": written.tar_size,
+        "skipped": dict(info.skipped),
     }
     parts = [
         *(f"{_json(key)}: {_json(value)}" for key, value in head.items()),
@@ -50,6 +53,19 @@ def manifest(
         _list("files", (_file(member.entry) for member in members)),
     ]
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """The manifest at `path`. Raises BuilderError when it is missing or is no manifest of this format."""
+    try:
+        told = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BuilderError(error.strerror or str(error), where=path, hint="build the template again") from error
+    except ValueError as error:
+        raise BuilderError("is no JSON", where=path, hint="build the template again") from error
+    if not isinstance(told, dict) or told.get("format") != 1:
+        raise BuilderError("is no manifest of format 1", where=path, hint="build the template again")
+    return told
 
 
 def _json(value: Any) -> str:

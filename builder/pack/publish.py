@@ -38,7 +38,7 @@ def workplace(dest: Path) -> Iterator[Path]:
         raise BuilderError(error.strerror or str(error), where=error.filename or dest) from error
 
 
-def publish(scratch: Path, dest: Path, template: str, sums: Mapping[str, str]) -> None:
+def place(scratch: Path, dest: Path, template: str, sums: Mapping[str, str]) -> None:
     """Move the files named in `sums` (name to sha256) from `scratch` to `dest`; `template` is the one that counts.
 
     While a template is replaced neither the old nor the new one is there: the old one goes first, the new one comes

@@ -22,7 +22,7 @@ from builder.pack.info import Info
 from builder.pack.licences import deb_licences, wheel_licences
 
 
-def sbom(info: Info, members: Sequence[Member], *, name: str, version: str, sha256: str, epoch: int) -> str:
+def render(info: Info, members: Sequence[Member], *, name: str, version: str, sha256: str, epoch: int) -> str:
     """The CycloneDX JSON of the template `name` `version`, whose file has the digest `sha256`.
 
     Every locked input is a component with its hash and where it can be had. The serial number is made from the

@@ -55,7 +55,7 @@ class Segment:
     identity: str
 
 
-def segments(members: Iterable[Member], level: int) -> Iterator[Segment]:
+def cut(members: Iterable[Member], level: int) -> Iterator[Segment]:
     """The segments of a template, in order, as compressed with zstd's `level`.
 
     After each member a number drawn from the member's own digest decides whether the segment ends, so that the same

@@ -63,7 +63,7 @@ class Written:
     reused: int  # segments whose frames were copied
 
 
-def write(
+def write_template(
     path: Path, segments: Sequence[Segment], level: int, jobs: int, earlier: Earlier | None, progress: Progress
 ) -> Written:
     """Make the template at `path` with `jobs` threads; its sha256 is taken while it is written, and it ends on disk.
