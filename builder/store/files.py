@@ -1,0 +1,95 @@
+"""Small operations on files that either happen whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from builder.errors import BuilderError
+
+CHUNK = 1 << 20
+"""Bytes read or written at a time."""
+
+
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a BuilderError that names the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise failure(error, path) from error
+
+
+def failure(error: OSError, path: Path) -> BuilderError:
+    """What to tell about `error`, which happened at `path` unless it names another place itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free some space, run `builder store gc`, or set BUILDER_STORE to a larger disk"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = "set BUILDER_STORE to a folder of yours"
+    else:
+        hint = None
+    return BuilderError(error.strerror or str(error), where=error.filename or path, hint=hint)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, 64 hex digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        for chunk in chunks(file.fileno()):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def chunks(fd: int) -> Iterator[bytes]:
+    """What is left to read of an open file, in pieces. Raises OSError."""
+    while chunk := os.read(fd, CHUNK):
+        yield chunk
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data` (write(2) may take less at a time). Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_durably(path: Path, parts: Iterable[bytes]) -> str:
+    """Make the file `path`, which must not exist, on the disk itself; the sha256 of its bytes. Raises OSError."""
+    digest = hashlib.sha256()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        for part in parts:
+            digest.update(part)
+            write_all(fd, part)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return digest.hexdigest()
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's names to the disk, so that a rename survives a power cut. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all in it, folders without write permission included. Raises OSError."""
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        os.chmod(path, 0o700)
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                inner = os.path.join(folder, name)
+                if not os.path.islink(inner):
+                    os.chmod(inner, 0o700)
+        shutil.rmtree(path)
