@@ -28,9 +28,13 @@ def folder(context: Context, path: str) -> Path:
     try:
         for count, part in enumerate(parts, 1):
             here = here / part
-            below = None if os.path.lexists(here) else context.lower("/" + "/".join(parts[:count]))
-            here.mkdir(exist_ok=True)
-            if below is not None:
+            if here.is_dir() and not here.is_symlink():
+                continue
+            below = context.lower("/" + "/".join(parts[:count]))
+            here.mkdir()
+            if below is None:
+                here.chmod(0o755)
+            else:
                 _copy_attributes(below, here)
     except OSError as error:
         raise _failed(error, here) from error
