@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
-from builder.stage import files, nvidia_host, nvidia_redist, nvidia_runfile
+from builder.stage import cuda_wheels, files, nvidia_host, nvidia_redist, nvidia_runfile, wheels
 from builder.stage.kind import Kind
 
-_MODULES: tuple[ModuleType, ...] = (files, nvidia_host, nvidia_redist, nvidia_runfile)
+_MODULES: tuple[ModuleType, ...] = (cuda_wheels, files, nvidia_host, nvidia_redist, nvidia_runfile, wheels)
 
 KINDS: Mapping[str, Kind] = {module.KIND.name: module.KIND for module in _MODULES}
 """Every kind of stage by its name, as recipes write it."""

@@ -23,13 +23,13 @@ _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(service|socket|timer|mount|automount|
 _MODE = re.compile(r"(?P<mode>0?[0-7]{3,4})( (?P<owner>[A-Za-z0-9_.-]+:[A-Za-z0-9_.-]+))?")
 
 
-def requests(recipe: Recipe, stage: Stage) -> Sequence[Request]:
+def _requests(recipe: Recipe, stage: Stage) -> Sequence[Request]:
     """The `[[Url]]` tables that ExtraTrees names."""
     urls = [recipe.url(url_name(entry)) for entry in stage.params["ExtraTrees"] if entry.startswith("url:")]
     return [UrlRequest(url.lock_id, url.url, url.sha256, url.size) for url in urls]
 
 
-def inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
+def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
     """All of the stage's settings, its locked archives, and the files that it takes from the recipe's folder.
 
     Raises UsageError for settings that contradict each other, BuilderError when the lock lacks a file.
@@ -56,7 +56,7 @@ def locked(recipe: Recipe, lock: Lock, entry: str) -> Blob:
         raise BuilderError(f"the lock has no file for [[Url]] {url.name}", hint="run `builder lock`") from None
 
 
-def build(context: Context) -> None:
+def _build(context: Context) -> None:
     """Lay the recipe's files over the template, then run what changes it from inside, in the order of `KIND.keys`.
 
     Raises BuilderError.
@@ -221,7 +221,7 @@ KIND = Kind(
             check=_each(wrong_path),
         ),
     ),
-    requests=requests,
-    inputs=inputs,
-    build=build,
+    requests=_requests,
+    inputs=_inputs,
+    build=_build,
 )
