@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 
 from builder import canonical
 from builder.errors import BuilderError
 from builder.lock.model import DebRequest, Lock, Request, UrlRequest, VenvRequest
+from builder.lock.times import moment
 from builder.recipe.model import Distribution
 
 _KINDS: Mapping[type, tuple[str, str]] = {
@@ -107,8 +107,3 @@ def _too_new(lock: Lock, request: VenvRequest) -> list[str]:
         for wheel in lock.venvs.get(request.id, ())
         if moment(wheel.uploaded) >= limit
     ]
-
-
-def moment(text: str) -> datetime:
-    """An RFC 3339 time, in UTC when it says no zone."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))

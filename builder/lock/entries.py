@@ -27,7 +27,7 @@ _FORMS = {
     "version": re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~!_-]*"),
     "architecture": _WORD,
     "suite": re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]*"),
-    "uploaded": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"),
+    "uploaded": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"),
     "filename": re.compile(r"(?!\.{1,2}$)[^/\x00-\x1f\x7f]+"),
     "sha256": re.compile(r"[0-9a-f]{64}"),
 }

@@ -38,7 +38,7 @@ def lock() -> Lock:
         },
         venvs={
             "app": (
-                Wheel("torch", "2.8.0", blob("torch-2.8.0-cp311-cp311-linux_x86_64.whl"), "2025-08-06T14:53:45.6Z"),
+                Wheel("torch", "2.8.0", blob("torch-2.8.0-cp311-cp311-linux_x86_64.whl"), "2025-08-06T14:53:45Z"),
                 Wheel("idna", "3.10", blob("idna-3.10-py3-none-any.whl"), "2024-09-15T18:07:37Z"),
             )
         },
