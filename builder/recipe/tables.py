@@ -101,7 +101,6 @@ class Checker:
                 nested = Table(f"{key.name} in {table.title}", place, inner, dict.fromkeys(inner, place))
                 self.check(nested, key.keys, {})
                 self.complete(nested, key.keys)
-            return
         if key.choices:
             for text in texts(value):
                 if text not in key.choices:
@@ -109,7 +108,8 @@ class Checker:
                     hint = did_you_mean(text, key.choices) or f"it may be {allowed}"
                     raise refuse(f"is {_quote(text)}, which is not allowed", text, hint)
         if key.check is not None and (wrong := key.check(value)) is not None:
-            raise refuse(f"{wrong}, not {_describe(value)}")
+            many = isinstance(value, (list, dict))
+            raise refuse(f"is wrong: {wrong}" if many else f"{wrong}, not {_describe(value)}")
         if key.is_file:
             for text in texts(value):
                 if (wrong := self._wrong_file(text)) is not None:

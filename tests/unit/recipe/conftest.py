@@ -42,6 +42,7 @@ KINDS = (
                 "Users",
                 Type.TABLES,
                 "Users.",
+                check=lambda users: "two of one name" if len({user["Name"] for user in users}) < len(users) else None,
                 keys=(
                     Key("Name", Type.TEXT, "Login.", required=True),
                     Key("Uid", Type.INT, "Number.", default=900),

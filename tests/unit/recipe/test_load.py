@@ -200,6 +200,10 @@ WRONG = {
         add(f"{STAGE}Users = [{{ Uid = 1 }}]\n"),
         '16: Users in [[Stage]] "more" has no Name',
     ),
+    "what the kind refuses": (
+        add(f'{STAGE}Users = [{{ Name = "a" }}, {{ Name = "a" }}]\n'),
+        '16: Users in [[Stage]] "more" is wrong: two of one name',
+    ),
     "no TOML": (swap('"small"', '"small'), "5: is not TOML: "),
     "key twice": (swap('ImageId = "small"', 'ImageId = "small"\nImageId = "other"'), "6: is not TOML: "),
 }
