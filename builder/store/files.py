@@ -72,9 +72,9 @@ def write_durably(path: Path, parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def sync_folder(path: Path) -> None:
-    """Bring a folder's names to the disk, so that a rename survives a power cut. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk, so that they survive a power cut. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

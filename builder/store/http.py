@@ -39,6 +39,10 @@ class RefusedError(Exception):
         self.gone = gone
 
 
+class MisfitError(RefusedError):
+    """What came does not go with the bytes that were there before: worth one attempt from the start."""
+
+
 @dataclass(frozen=True)
 class Body:
     """An answer: bytes from `start` on of a file of `size` bytes (None when not told)."""
@@ -130,7 +134,7 @@ def _extent(response: requests.Response, offset: int) -> tuple[int, int | None]:
         raise RefusedError(f"has {total or 'fewer'} bytes, fewer than the {offset} that were fetched before")
     first = place.partition("-")[0]
     if not first.isdecimal() or int(first) != offset:
-        raise RefusedError(f"sent bytes {place or 'unknown'} when asked for {offset} and more")
+        raise MisfitError(f"sent bytes {place or 'unknown'} when asked for {offset} and more")
     return offset, size
 
 

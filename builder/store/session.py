@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from builder.store.files import remove_tree
 
 _PREFIX = "session-"
+_REMOVED = "removed-"
 
 
 @dataclass(frozen=True)
@@ -56,41 +58,55 @@ def begin(root: Path) -> Session:
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(fd, fcntl.LOCK_EX)
     session = Session(folder, fd, os.getpid())
-    remove_dead(root, session)
+    remove_dead(root)
     return session
 
 
-def remove_dead(root: Path, own: Session) -> None:
-    """Remove the folders of builders that do not run any more; those that need other rights are left."""
-    if not any(folder != own.folder for folder in _folders(root)):
-        return
-    with suppress(BlockingIOError):
-        with locked(root, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            dead = [(folder, fd) for folder in _folders(root) if (fd := _take(folder)) is not None]
-        for folder, fd in dead:
-            with suppress(OSError):
-                remove_tree(folder)
-            os.close(fd)
+def remove_dead(root: Path) -> None:
+    """Remove what builders left behind that do not run any more; what needs other rights is left."""
+    dead: list[tuple[Path, int]] = []
+    with suppress(BlockingIOError), locked(root, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        dead = [(folder, fd) for folder in _folders(root, _PREFIX) if (fd := _take(folder)) is not None]
+    for folder, fd in dead:
+        with suppress(OSError):
+            remove_tree(folder)
+        os.close(fd)
+    for folder in _folders(root, _REMOVED):
+        with suppress(OSError):
+            remove_tree(folder)
 
 
-def oldest_start(root: Path, own: Session) -> int | None:
-    """When the oldest other live session began, nanoseconds since 1970; None when there is none.
+def take_away(root: Path, folder: Path) -> Path | None:
+    """Free the name of a folder of the store at `root`; where it is now, to be removed; None when it was gone.
+
+    Makes no new folder, so that it works on a full disk. Raises OSError.
+    """
+    aside = root / "tmp" / f"{_REMOVED}{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        os.rename(folder, aside)
+    except FileNotFoundError:
+        return None
+    return aside
+
+
+def oldest_start(root: Path) -> int | None:
+    """When the oldest live session began, nanoseconds since 1970; None when there is none.
 
     To be called with the store's lock held exclusively.
     """
     starts = []
-    for folder in _folders(root):
-        fd = None if folder == own.folder else _take(folder)
+    for folder in _folders(root, _PREFIX):
+        fd = _take(folder)
         if fd is not None:
             os.close(fd)
-        elif folder != own.folder:
-            with suppress(FileNotFoundError):
-                starts.append(os.stat(folder / "lock").st_mtime_ns)
+            continue
+        with suppress(FileNotFoundError):
+            starts.append(os.stat(folder / "lock").st_mtime_ns)
     return min(starts, default=None)
 
 
-def _folders(root: Path) -> list[Path]:
-    return [root / "tmp" / name for name in os.listdir(root / "tmp") if name.startswith(_PREFIX)]
+def _folders(root: Path, prefix: str) -> list[Path]:
+    return [root / "tmp" / name for name in os.listdir(root / "tmp") if name.startswith(prefix)]
 
 
 def _take(folder: Path) -> int | None:

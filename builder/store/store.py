@@ -1,13 +1,13 @@
 """The content-addressed store: blobs by sha256, layers by stage key, and room for what is being made.
 
-    blobs/sha256/ab/HEX                     a verified file, mode 0444
-    layers/IDMAP/KEY/{tree,index,meta.json} an unpacked tree, used as a lower directory of overlayfs
-    tools/KEY/                              unpacked wheels of the builder's own tools
-    tmp/session-*/                          one running builder's unfinished work
-    tmp/partial/HEX                         a download that the next run goes on with
-    lock                                    see `builder.store.session`
+    blobs/sha256/ab/HEX                      a verified file, mode 0444
+    layers/IDMAP/KEY/{tree/,index,meta.json} an unpacked tree, used as a lower directory of overlayfs
+    tools/IDMAP/KEY/{tree/,index}            unpacked wheels of the builder's own tools
+    tmp/session-*/                           one running builder's unfinished work
+    tmp/partial/HEX                          a download that the next run goes on with
+    lock                                     see `builder.store.session`
 
-The mtime of a blob and of a layer's meta.json says when it was last used.
+The mtime of a blob, of a layer's meta.json and of a tool's index says when it was last used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from builder import canonical
 from builder.errors import BuilderError
 from builder.lock.model import Blob
 from builder.store import session
-from builder.store.files import chunks, guarded, remove_tree, sha256_of, sync_folder, write_durably
+from builder.store.files import chunks, guarded, remove_tree, sha256_of, sync, write_durably
 from builder.store.layer import Draft, Layer
 from builder.tree import Index
 
@@ -60,10 +60,12 @@ class Store:
 
     @cached_property
     def idmap(self) -> str:
-        """The name of the id map that trees are written under: `root` when ids are the machine's own."""
+        """The name of the id map that trees are written under: `root` for the machine's own root."""
         with guarded(Path("/proc/self")):
             maps = [Path(f"/proc/self/{kind}_map").read_text().split() for kind in ("uid", "gid")]
-        return "root" if maps == [["0", "0", "4294967295"]] * 2 else f"ids-{canonical.digest(maps)[:12]}"
+        if maps != [["0", "0", "4294967295"]] * 2:
+            return f"ids-{canonical.digest(maps)[:12]}"
+        return "root" if os.geteuid() == 0 else f"user-{os.geteuid()}"
 
     @property
     def session(self) -> session.Session:
@@ -84,7 +86,7 @@ class Store:
             if not path.is_dir():
                 path.mkdir(exist_ok=True)
                 self._give(path)
-                sync_folder(path.parent)
+                sync(path.parent)
         return path
 
     def _give(self, path: Path) -> None:
@@ -172,7 +174,7 @@ class Store:
             with locked_shared(self.root):
                 os.utime(file)
                 os.replace(file, final)
-            sync_folder(final.parent)
+            sync(final.parent)
 
     def layer(self, key: str) -> Layer | None:
         """The layer of this key when it is complete; then it is marked as used."""
@@ -198,8 +200,10 @@ class Store:
 
     def remove_folder(self, folder: Path) -> None:
         """Remove a folder of the store: first its name, then what is in it. One that is gone is fine."""
-        with self.scratch() as scratch, guarded(folder), suppress(FileNotFoundError):
-            os.rename(folder, scratch / "removed")
+        with guarded(folder):
+            self.folder("tmp")
+            if (aside := session.take_away(self.root, folder)) is not None:
+                remove_tree(aside)
 
     @contextmanager
     def draft(self, key: str) -> Iterator[Draft]:
@@ -225,12 +229,14 @@ class Store:
         index.save(folder / "index")
         final = self.root / "layers" / self.idmap / draft.key
         with guarded(final):
+            sync(folder / "index")
             write_durably(folder / "meta.json", [json.dumps(meta, sort_keys=True).encode()])
             self.folder("layers", self.idmap)
             while not self._place(folder, final):
                 if (existing := self.layer(draft.key)) is not None:
                     return existing
-            sync_folder(final.parent)
+                self.remove_folder(final)
+            sync(final.parent)
         return Layer(draft.key, final / "tree", index.digest, index.size, files, dict(facts))
 
     def _place(self, folder: Path, final: Path) -> bool:

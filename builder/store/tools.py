@@ -14,7 +14,7 @@ import tomli
 from builder import canonical
 from builder.errors import BuilderError
 from builder.lock.model import Blob
-from builder.store.files import guarded, sync_folder
+from builder.store.files import guarded, sync
 from builder.store.store import Store
 from builder.tree import Index, changed, extract, scan
 
@@ -38,11 +38,12 @@ def tool_blobs(*names: str) -> tuple[Blob, ...]:
 def tool(store: Store, name: str) -> Path:
     """A locked tool, ready to run: the executable `uv`, or the folder `pip-tools` for PYTHONPATH.
 
-    It is unpacked at first use. Later its files' stat data is compared; what was changed is unpacked anew.
+    It is unpacked at first use. Later its files' stat data is compared; what was changed is unpacked anew, so let
+    Python write no bytecode there.
     Raises BuilderError when a wheel is not in the store, or damaged; KeyError for an unknown name.
     """
     wanted = _tools()[name]
-    folder = store.root / "tools" / wanted.key
+    folder = store.root / "tools" / store.idmap / wanted.key
     if not _sound(store, folder):
         store.remove_folder(folder)
         _unpack(store, name, wanted, folder)
@@ -72,13 +73,13 @@ def _unpack(store: Store, name: str, wanted: _Tool, folder: Path) -> None:
             extract(store.path(blob.sha256), made / "tree")
         scan(made / "tree").save(made / "index")
         with guarded(folder):
-            store.folder("tools")
+            store.folder("tools", store.idmap)
             try:
                 os.rename(made, folder)
             except OSError:
                 if not folder.is_dir():  # else another builder was first
                     raise
-            sync_folder(folder.parent)
+            sync(folder.parent)
 
 
 @cache

@@ -171,16 +171,19 @@ class Fetcher:
     def _from(self, url: str, blob: Blob, partial: _Partial) -> http.RefusedError | None:
         """Fetch from one URL with all its attempts; None when the file is whole and right."""
         attempt = 0
+        restarted = False
         while True:
             before = partial.done
             try:
                 self._attempt(url, blob, partial)
                 return None
+            except http.MisfitError as misfit:
+                partial.restart()
+                if restarted or before == 0:
+                    return misfit
+                restarted = True
             except http.RefusedError as refused:
-                if before == 0:
-                    return refused
-                partial.restart()  # what was there before may be to blame, even another URL's
-                attempt = 0
+                return refused
             except http.TransientError as transient:
                 attempt = 1 if partial.done > before else attempt + 1
                 if attempt >= self._retry.attempts:
@@ -200,16 +203,13 @@ class Fetcher:
         if partial.done < blob.size:
             raise http.TransientError(f"ended after {partial.done:,} of {blob.size:,} bytes")
         if partial.sha256 != blob.sha256:
-            found = partial.sha256
-            partial.restart()
-            raise http.RefusedError(f"expected sha256 {blob.sha256}, got {found}")
+            raise http.MisfitError(f"expected sha256 {blob.sha256}, got {partial.sha256}")
 
     def _receive(self, part: bytes, blob: Blob, partial: _Partial) -> None:
         if self._stop.is_set():
             raise _StoppedError
         if partial.done + len(part) > blob.size:
-            partial.restart()
-            raise http.RefusedError(f"expected {blob.size:,} bytes, got more")
+            raise http.MisfitError(f"expected {blob.size:,} bytes, got more")
         partial.append(part)
         with self._counting:
             self._received += len(part)
