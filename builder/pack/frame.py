@@ -16,7 +16,6 @@ from builder.pack.header import Ranges, header, padding
 from builder.pack.segment import MOST, Piece, Segment
 from builder.tree import holes
 
-_CHUNK = 1 << 20
 END = bytes(1024)
 """What ends a tar: two blocks of zeros."""
 
@@ -64,38 +63,25 @@ def compress(segment: Segment, level: int, chain: Chain | None) -> Frame:
     `chain` is shared by all segments of one large file, and None for others.
     Raises BuilderError naming layer and path when a file cannot be read, or is not what its layer's index says.
     """
+    raw = bytearray()
     try:
-        return _frame(list(_tar_bytes(segment, chain)), level)
+        for part in _tar_bytes(segment, chain):
+            raw += part
     except BaseException:
         if chain is not None:
             chain.give_up()
         raise
+    return _frame(raw, level)
 
 
 def end_frame(level: int) -> Frame:
     """The frame that holds the tar's end."""
-    return _frame([END], level)
+    return _frame(END, level)
 
 
-def _frame(parts: list[bytes | memoryview], level: int) -> Frame:
-    size = sum(map(len, parts))
-    encoder = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True).compressobj(size=size)
-    data = b"".join([*(encoder.compress(part) for part in _chunks(parts)), encoder.flush()])
-    return Frame(data, hashlib.sha256(data).hexdigest(), size)
-
-
-def _chunks(parts: list[bytes | memoryview]) -> Iterator[bytes]:
-    """Small parts joined: a call to the compressor costs more than a copy."""
-    pending: list[bytes | memoryview] = []
-    size = 0
-    for part in parts:
-        pending.append(part)
-        size += len(part)
-        if size >= _CHUNK:
-            yield b"".join(pending)
-            pending.clear()
-            size = 0
-    yield b"".join(pending)
+def _frame(raw: bytes | bytearray, level: int) -> Frame:
+    data = zstandard.ZstdCompressor(level=level, write_checksum=True).compress(raw)
+    return Frame(data, hashlib.sha256(data).hexdigest(), len(raw))
 
 
 def _tar_bytes(segment: Segment, chain: Chain | None) -> Iterator[bytes | memoryview]:

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -78,8 +79,12 @@ def write_template(
     offset = tar_size = 0
     estimate = sum(piece.stop - piece.start for segment in segments for piece in segment.pieces)
     try:
-        with open(path, "xb") as file, progress.task("pack", estimate) as task:
-            for segment, frame in _frames(segments, reusable, level, jobs, earlier):
+        with (
+            open(path, "xb") as file,
+            closing(_frames(segments, reusable, level, jobs, earlier)) as frames,
+            progress.task("pack", estimate) as task,
+        ):
+            for segment, frame in frames:
                 file.write(frame.data)
                 digest.update(frame.data)
                 records.append(Record(segment.identity, offset, len(frame.data), frame.sha256, frame.tar_size))
@@ -118,7 +123,7 @@ def _is_large(segment: Segment) -> bool:
 
 def _frames(
     segments: Sequence[Segment], reusable: Mapping[str, Record], level: int, jobs: int, earlier: Earlier | None
-) -> Iterator[tuple[Segment, Frame]]:
+) -> Generator[tuple[Segment, Frame], None, None]:
     """Each segment with its frame, in order; a bounded number are ahead of the one that is asked for."""
     pool = ThreadPoolExecutor(jobs)
     descriptor = None if earlier is None else os.open(earlier.path, os.O_RDONLY | os.O_CLOEXEC)

@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from calendar import timegm
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,13 +102,12 @@ class _Unpacking:
         self.size_max = min(limits.size, max(ratio_size, _RATIO_FROM))
 
     def run(self) -> None:
-        count = 0
         try:
-            for member in _members(self.archive, self.size_max):
-                count += 1
-                if count > self.limits.members:
-                    raise self._refusal(f"more than {self.limits.members} members")
-                self._take(member)
+            with closing(_members(self.archive, self.size_max)) as members:
+                for count, member in enumerate(members, 1):
+                    if count > self.limits.members:
+                        raise self._refusal(f"more than {self.limits.members} members")
+                    self._take(member)
         except _DAMAGED as error:
             raise self._refusal(f"not a sound archive ({error})") from error
         for parts in self.targets:
@@ -239,7 +238,7 @@ def _move(archive: Path, root: Path, dest: Path) -> None:
         os.rename(source, target)
 
 
-def _members(archive: Path, size_max: int) -> Iterator[_Member]:
+def _members(archive: Path, size_max: int) -> Generator[_Member, None, None]:
     with open(archive, "rb") as file:
         magic = file.read(6)
         file.seek(0)

@@ -1,0 +1,404 @@
+"""Packing a small tree, as a user sees it: the files that appear, and what is in them."""
+
+import hashlib
+import io
+import json
+import os
+import resource
+import subprocess
+import tarfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from builder.errors import BuilderError
+from builder.lock.model import Blob, Deb, Wheel
+from builder.pack import Info, Packed, StageInfo, newest, pack
+from builder.pack.content import Member
+from builder.pack.segment import MOST, Segment, cut
+from builder.tree import Entry, scan
+
+EPOCH = 1_760_572_800
+BLOB = Blob("a" * 64, 10, "curl_7.88.1-10_amd64.deb", ("http://deb.debian.org/debian/pool/main/c/curl/curl.deb",))
+WHEEL = Blob("b" * 64, 20, "vllm-0.10.2-cp38-abi3-manylinux1_x86_64.whl", ("https://files.pythonhosted.org/v.whl",))
+INFO = Info(
+    recipe="demo",
+    variant="pypi",
+    recipe_digest="d" * 64,
+    distribution="debian",
+    release="bookworm",
+    stages=(StageInfo("base", "debian", "k" * 64, "e" * 64, 5),),
+    debs=(Deb("curl", "7.88.1-10", "amd64", "bookworm", BLOB),),
+    wheels=(Wheel("vllm", "0.10.2", WHEEL, "2025-09-13T00:00:00Z"),),
+    urls=(("driver", Blob("c" * 64, 30, "driver.run", ("https://us.download.nvidia.com/driver.run",))),),
+)
+
+
+def tree_of(root: Path, files: dict[str, bytes]) -> Path:
+    root.mkdir(parents=True)
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    for path in [root, *root.rglob("*")]:
+        os.utime(path, (EPOCH, EPOCH))
+    return root
+
+
+def make(trees: list[Path], dest: Path, **options: Any) -> Packed:
+    layers = [(tree.name, scan(tree), tree) for tree in trees]
+    settings: dict[str, Any] = {"version": "1", "level": 3, "epoch": EPOCH, "info": INFO, "jobs": 2} | options
+    return pack(layers, dest, name="demo", architecture="amd64", **settings)
+
+
+def contents(template: Path) -> tarfile.TarFile:
+    with open(template, "rb") as file:
+        data = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
+    return tarfile.open(fileobj=io.BytesIO(data))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return tree_of(
+        tmp_path / "base",
+        {
+            "etc/hostname": b"localhost\n",
+            "etc/machine-id": b"0123456789abcdef\n",
+            "usr/bin/tool": b"#!/bin/sh\n" * 1000,
+            "usr/lib/big.so": os.urandom(MOST + 5),
+        },
+    )
+
+
+def test_what_lies_in_the_folder_afterwards(tree: Path, tmp_path: Path) -> None:
+    packed = make([tree], tmp_path / "out")
+    names = ["SHA256SUMS", "demo_1_amd64.cdx.json", "demo_1_amd64.manifest.json", "demo_1_amd64.tar.zst"]
+    assert sorted(os.listdir(tmp_path / "out")) == names
+    assert packed.path == tmp_path / "out/demo_1_amd64.tar.zst"
+    assert packed.sha256 == hashlib.sha256(packed.path.read_bytes()).hexdigest()
+    assert packed.size == packed.path.stat().st_size
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=tmp_path / "out", check=True)
+
+
+def test_other_programs_accept_it(tree: Path, tmp_path: Path) -> None:
+    packed = make([tree], tmp_path / "out")
+    subprocess.run(["zstd", "-q", "-t", packed.path], check=True)
+    listed = subprocess.run(["tar", "--zstd", "-tf", packed.path], check=True, capture_output=True, text=True)
+    assert listed.stdout.splitlines() == [
+        "./",
+        "./etc/",
+        "./etc/hostname",
+        "./etc/machine-id",
+        "./usr/",
+        "./usr/bin/",
+        "./usr/bin/tool",
+        "./usr/lib/",
+        "./usr/lib/big.so",
+    ]
+    assert listed.stderr == ""
+    unpacked = subprocess.run(["zstd", "-dc", packed.path], check=True, capture_output=True).stdout
+    assert len(unpacked) == packed.tar_size
+
+
+def test_files_come_back_byte_by_byte(tree: Path, tmp_path: Path) -> None:
+    with contents(make([tree], tmp_path / "out").path) as tar:
+        for name in ("etc/hostname", "usr/bin/tool", "usr/lib/big.so"):
+            file = tar.extractfile(f"./{name}")
+            assert file is not None
+            assert file.read() == (tree / name).read_bytes()
+
+
+def test_the_machine_id_is_empty(tree: Path, tmp_path: Path) -> None:
+    with contents(make([tree], tmp_path / "out").path) as tar:
+        assert tar.getmember("./etc/machine-id").size == 0
+
+
+def test_what_no_template_holds_is_left_out(tmp_path: Path) -> None:
+    gone = [
+        "dev/null",
+        "tmp/a/b",
+        "run/lock",
+        "etc/ssh/ssh_host_rsa_key",
+        "etc/ssh/ssh_host_rsa_key.pub",
+        "root/.cache/pip/x",
+        "var/cache/apt/archives/curl.deb",
+        "var/cache/apt/pkgcache.bin",
+        "var/cache/ldconfig/aux-cache",
+        "var/lib/apt/lists/deb.debian.org_InRelease",
+        "var/log/dpkg.log",
+        "var/log/apt/term.log",
+    ]
+    kept = ["etc/ssh/sshd_config", "var/log/journal/x", "home/tmp/a", "opt/dev/x"]
+    tree = tree_of(tmp_path / "base", dict.fromkeys([*gone, *kept], b"x"))
+    with contents(make([tree], tmp_path / "out").path) as tar:
+        names = tar.getnames()
+    assert [name for name in names if name.removeprefix("./") in gone] == []
+    assert {f"./{name}" for name in kept} <= set(names)
+    assert {"./dev", "./tmp", "./run", "./var/lib/apt/lists"} <= set(names)
+
+
+def test_a_hard_link_to_a_file_that_is_left_out_becomes_the_file(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path / "base", {"tmp/a": b"kept under another name"})
+    os.link(tree / "tmp/a", tree / "z")
+    with contents(make([tree], tmp_path / "out").path) as tar:
+        file = tar.extractfile("./z")
+        assert file is not None
+        assert file.read() == b"kept under another name"
+
+
+def test_upper_layers_win_and_folders_hold_their_content_together(tmp_path: Path) -> None:
+    low = tree_of(tmp_path / "low", {"a/one": b"low", "a/two": b"low", "b/x": b"low"})
+    high = tree_of(tmp_path / "high", {"a/one": b"high", "a/zz": b"high"})
+    os.chmod(high / "a", 0o750)
+    with contents(make([low, high], tmp_path / "out").path) as tar:
+        assert tar.getnames() == [".", "./a", "./a/one", "./a/two", "./a/zz", "./b", "./b/x"]
+        assert tar.getmember("./a").mode == 0o750
+        one = tar.extractfile("./a/one")
+        assert one is not None
+        assert one.read() == b"high"
+
+
+def test_how_the_stages_are_cut_changes_no_byte(tmp_path: Path) -> None:
+    whole = tree_of(tmp_path / "whole", {"a/1": b"x", "b/2": b"y"})
+    low = tree_of(tmp_path / "low", {"a/1": b"x"})
+    high = tree_of(tmp_path / "high", {"b/2": b"y"})
+    assert make([whole], tmp_path / "one").sha256 == make([low, high], tmp_path / "two").sha256
+
+
+def test_the_number_of_threads_and_an_earlier_template_change_no_byte(tree: Path, tmp_path: Path) -> None:
+    first = make([tree], tmp_path / "one", jobs=1)
+    second = make([tree], tmp_path / "two", jobs=5)
+    third = make([tree], tmp_path / "three", previous=first.path)
+    assert first.sha256 == second.sha256 == third.sha256
+    assert (first.reused, third.reused) == (0, third.frames)
+    for name in ("demo_1_amd64.manifest.json", "demo_1_amd64.cdx.json", "SHA256SUMS"):
+        assert len({(tmp_path / folder / name).read_bytes() for folder in ("one", "two", "three")}) == 1
+
+
+def test_unchanged_files_are_not_even_read(tree: Path, tmp_path: Path) -> None:
+    first = make([tree], tmp_path / "one")
+    index = scan(tree)
+    (tree / "usr/lib/big.so").unlink()
+    pack(
+        [("base", index, tree)],
+        tmp_path / "two",
+        name="demo",
+        version="1",
+        architecture="amd64",
+        level=3,
+        epoch=EPOCH,
+        info=INFO,
+        previous=first.path,
+    )
+    assert (tmp_path / "two/demo_1_amd64.tar.zst").read_bytes() == first.path.read_bytes()
+
+
+def test_a_small_change_recompresses_little(tree: Path, tmp_path: Path) -> None:
+    first = make([tree], tmp_path / "out")
+    (tree / "etc/hostname").write_bytes(b"other\n")
+    second = make([tree], tmp_path / "out", version="2", previous=first.path)
+    assert second.frames - second.reused == 1
+    assert second.sha256 == make([tree], tmp_path / "fresh", version="2").sha256
+
+
+def test_a_damaged_earlier_template_is_not_copied(tree: Path, tmp_path: Path) -> None:
+    first = make([tree], tmp_path / "one")
+    good = first.path.read_bytes()
+    data = bytearray(good)
+    data[len(data) // 2] ^= 1
+    first.path.write_bytes(data)
+    again = make([tree], tmp_path / "two", previous=first.path)
+    assert again.path.read_bytes() == good
+    assert again.reused == 0
+
+
+@pytest.mark.parametrize("harm", ["no manifest", "bad manifest", "cut", "gone"])
+def test_an_earlier_template_that_is_no_use_is_not_used(tree: Path, tmp_path: Path, harm: str) -> None:
+    first = make([tree], tmp_path / "one")
+    manifest = tmp_path / "one/demo_1_amd64.manifest.json"
+    if harm == "no manifest":
+        manifest.unlink()
+    elif harm == "bad manifest":
+        manifest.write_text('{"size": 5, "frames": [[1]]}')
+    elif harm == "cut":
+        first.path.write_bytes(first.path.read_bytes()[:-10])
+    else:
+        first.path.unlink()
+    again = make([tree], tmp_path / "two", previous=first.path)
+    assert (again.sha256, again.reused) == (first.sha256, 0)
+
+
+@pytest.mark.parametrize("name", ["usr/bin/tool", "usr/lib/big.so"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone", "link"])
+def test_a_damaged_layer_never_gets_into_a_template(tree: Path, tmp_path: Path, name: str, harm: str) -> None:
+    index = scan(tree)
+    path = tree / name
+    if harm == "flip":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+        if harm == "link":
+            path.symlink_to("/etc/passwd")
+    with pytest.raises(BuilderError, match=rf"^layer base: '{name}' .*store verify"):
+        pack(
+            [("base", index, tree)],
+            tmp_path / "out",
+            name="demo",
+            version="1",
+            architecture="amd64",
+            level=3,
+            epoch=EPOCH,
+            info=INFO,
+            jobs=3,
+        )
+    assert os.listdir(tmp_path / "out") == []
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process grows beyond `size`: what a full disk looks like."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_folder_as_it_was(tree: Path, tmp_path: Path) -> None:
+    make([tree_of(tmp_path / "small", {"a": b"a"})], tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with largest_file(1 << 20), pytest.raises(BuilderError, match=r"/out/.*disk full"):
+        make([tree], tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_what_a_killed_run_left_is_cleared(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "out/.pack-dead").mkdir(parents=True)
+    (tmp_path / "out/.pack-dead/demo_1_amd64.tar.zst").write_bytes(b"half")
+    make([tree], tmp_path / "out")
+    assert not (tmp_path / "out/.pack-dead").exists()
+
+
+def test_sums_cover_every_template_and_forget_what_is_gone(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make([tree], out)
+    make([tree], out, version="2")
+    (out / "demo_1_amd64.tar.zst").unlink()
+    (out / "other_1_amd64.tar.zst").write_bytes(b"made elsewhere")
+    make([tree], out, version="3")
+    listed = [line.split("  ")[1] for line in (out / "SHA256SUMS").read_text().splitlines()]
+    assert listed == sorted(listed)
+    assert "demo_1_amd64.tar.zst" not in listed
+    assert {"demo_2_amd64.tar.zst", "demo_3_amd64.tar.zst", "other_1_amd64.tar.zst"} <= set(listed)
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=out, check=True)
+
+
+def test_the_newest_template_of_a_name(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert newest(out, "demo", "amd64") is None
+    make([tree], out, version="10")
+    second = make([tree], out, version="9")
+    os.utime(out / "demo_10_amd64.tar.zst", (1, 1))
+    assert newest(out, "demo", "amd64") == second.path
+
+
+def test_the_manifest_tells_where_it_comes_from_and_what_is_in_it(tree: Path, tmp_path: Path) -> None:
+    os.chmod(tree / "usr/bin/tool", 0o755)
+    packed = make([tree], tmp_path / "out")
+    told = json.loads((tmp_path / "out/demo_1_amd64.manifest.json").read_text())
+    assert (told["name"], told["version"], told["variant"], told["recipe_digest"]) == ("demo", "1", "pypi", "d" * 64)
+    assert (told["sha256"], told["size"], told["tar_size"]) == (packed.sha256, packed.size, packed.tar_size)
+    assert told["stages"] == [
+        {"name": "base", "kind": "debian", "key": "k" * 64, "digest": "e" * 64, "size": 5},
+    ]
+    files = {file["path"]: file for file in told["files"]}
+    assert len(files) == packed.files
+    tool = files["usr/bin/tool"]
+    assert (tool["type"], tool["mode"], tool["size"], tool["mtime"]) == ("file", "0755", 10_000, EPOCH)
+    assert tool["sha256"] == hashlib.sha256((tree / "usr/bin/tool").read_bytes()).hexdigest()
+
+
+def test_each_frame_unpacks_alone_and_tells_its_size(tree: Path, tmp_path: Path) -> None:
+    packed = make([tree], tmp_path / "out")
+    data = packed.path.read_bytes()
+    frames = json.loads((tmp_path / "out/demo_1_amd64.manifest.json").read_text())["frames"]
+    assert len(frames) == packed.frames
+    for _, offset, length, sha256, tar_size in frames:
+        frame = data[offset : offset + length]
+        assert hashlib.sha256(frame).hexdigest() == sha256
+        parameters = zstandard.get_frame_parameters(frame)
+        assert (parameters.content_size, parameters.has_checksum) == (tar_size, True)
+        assert len(zstandard.ZstdDecompressor().decompress(frame)) == tar_size
+
+
+def test_the_bill_of_materials(tmp_path: Path) -> None:
+    metadata = b"Metadata-Version: 2.4\nName: vLLM\nVersion: 0.10.2\nLicense-Expression: Apache-2.0\n\ntext\n"
+    copyright_file = b"Format: https://x/\n\nFiles: *\nLicense: curl\n\nFiles: x\nLicense: Apache-2.0\n"
+    files = {
+        "opt/v/lib/python3.11/site-packages/vllm-0.10.2.dist-info/METADATA": metadata,
+        "usr/share/doc/curl/copyright": copyright_file,
+    }
+    packed = make([tree_of(tmp_path / "base", files)], tmp_path / "out")
+    bill = json.loads((tmp_path / "out/demo_1_amd64.cdx.json").read_text())
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    assert bill["serialNumber"] == f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'sha256:{packed.sha256}')}"
+    assert datetime.fromisoformat(bill["metadata"]["timestamp"]) == datetime.fromtimestamp(EPOCH, timezone.utc)
+    assert bill["metadata"]["component"]["hashes"] == [{"alg": "SHA-256", "content": packed.sha256}]
+    found = {component["name"]: component for component in bill["components"]}
+    assert found["curl"]["purl"] == "pkg:deb/debian/curl@7.88.1-10?arch=amd64&distro=bookworm"
+    assert found["curl"]["hashes"] == [{"alg": "SHA-256", "content": "a" * 64}]
+    assert found["curl"]["licenses"] == [{"license": {"id": "Apache-2.0"}}, {"license": {"id": "curl"}}]
+    assert found["vllm"]["purl"] == "pkg:pypi/vllm@0.10.2"
+    assert found["vllm"]["licenses"] == [{"license": {"id": "Apache-2.0"}}]
+    assert (found["driver.run"]["type"], found["driver.run"]["hashes"][0]["content"]) == ("file", "c" * 64)
+    assert found["driver.run"]["externalReferences"][0]["url"] == "https://us.download.nvidia.com/driver.run"
+
+
+def test_zeros_are_packed_as_holes(tmp_path: Path) -> None:
+    for size in (3 << 20, 2 * MOST + 7):
+        tree = tree_of(tmp_path / f"base{size}", {"f": b"head" + bytes(size) + b"tail", "zero": bytes(size)})
+        packed = make([tree], tmp_path / f"out{size}")
+        assert packed.tar_size < 200_000
+        with contents(packed.path) as tar:
+            assert tar.getmember("./f").issparse()
+            for name in ("f", "zero"):
+                file = tar.extractfile(f"./{name}")
+                assert file is not None
+                assert file.read() == (tree / name).read_bytes()
+
+
+def test_cuts_follow_the_content() -> None:
+    """A member that comes or goes changes the segment it is in, and at most the one beside it."""
+
+    def member(number: int) -> Member:
+        path = f"dir/{number:05}"
+        return Member(Entry(path, "file", size=100_000, sha256=f"{number:064x}"), "base", Path())
+
+    members = [member(number) for number in range(3000)]
+    before = {segment.identity for segment in cut(members, 3)}
+    assert 20 < len(before) < 80
+    for place in (0, 777, 1500, 2999):
+        without = {segment.identity for segment in cut([*members[:place], *members[place + 1 :]], 3)}
+        assert len(without - before) <= 2
+    assert before.isdisjoint(segment.identity for segment in cut(members, 4))
+
+
+def test_segments_are_bounded_and_lose_nothing() -> None:
+    sizes = [0, 5, MOST - 1, MOST, MOST + 1, 10 * MOST, 7] * 3
+    entries = [Entry(str(number), "file", size=size, sha256=str(number)) for number, size in enumerate(sizes)]
+    found: list[Segment] = list(cut([Member(entry, "base", Path()) for entry in entries], 3))
+    pieces = [piece for segment in found for piece in segment.pieces]
+    assert sum(piece.stop - piece.start for piece in pieces) == sum(sizes)
+    assert {piece.member.entry.path for piece in pieces} == {entry.path for entry in entries}
+    assert all(sum(piece.stop - piece.start for piece in segment.pieces) <= 2 * MOST for segment in found)
+    assert len({segment.identity for segment in found}) == len(found)
