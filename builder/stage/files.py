@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from builder import tree
-from builder.errors import BuilderError
-from builder.lock.model import Blob, Lock, Request, UrlRequest
+from builder.lock.model import Lock, Request
 from builder.recipe.keys import Key, Type
 from builder.recipe.model import Recipe, Stage
-from builder.recipe.tables import source, url_name
+from builder.recipe.tables import source
 from builder.sandbox.spec import Bind
-from builder.stage import templates, users
+from builder.stage import locked_url, templates, users
 from builder.stage.kind import Context, Inputs, Kind
+from builder.stage.locked_url import is_url
 from builder.stage.members import Members, unpack_command, wrong_path
 
 _ARCHIVE = re.compile(r"\.(tar|tar\.(gz|xz|zst)|tgz|txz|tzst|zip)$")
@@ -25,8 +25,7 @@ _MODE = re.compile(r"(?P<mode>0?[0-7]{3,4})( (?P<owner>[A-Za-z0-9_.-]+:[A-Za-z0-
 
 def _requests(recipe: Recipe, stage: Stage) -> Sequence[Request]:
     """The `[[Url]]` tables that ExtraTrees names."""
-    urls = [recipe.url(url_name(entry)) for entry in stage.params["ExtraTrees"] if entry.startswith("url:")]
-    return [UrlRequest(url.lock_id, url.url, url.sha256, url.size) for url in urls]
+    return [locked_url.request(recipe, entry) for entry in stage.params["ExtraTrees"] if is_url(entry)]
 
 
 def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
@@ -38,22 +37,13 @@ def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
     where = f"stage {stage.name}"
     users.check(params["Users"], where)
     templates.render([_file(recipe, entry) for entry in params["Templates"]], params["Values"])
-    copied = [entry for entry in params["ExtraTrees"] if not entry.startswith("url:")]
+    copied = [entry for entry in params["ExtraTrees"] if not is_url(entry)]
     names = {source(entry) for entry in (*copied, *params["Templates"], *params["PostInstallationScripts"])}
     return Inputs(
         params=dict(params),
-        blobs=tuple(locked(recipe, lock, entry) for entry in params["ExtraTrees"] if entry.startswith("url:")),
+        blobs=tuple(locked_url.locked(recipe, lock, entry) for entry in params["ExtraTrees"] if is_url(entry)),
         files={name: _file(recipe, name) for name in sorted(names)},
     )
-
-
-def locked(recipe: Recipe, lock: Lock, entry: str) -> Blob:
-    """The locked file that ``url:NAME...`` names. Raises BuilderError when the lock has none."""
-    url = recipe.url(url_name(entry))
-    try:
-        return lock.urls[url.lock_id]
-    except KeyError:
-        raise BuilderError(f"the lock has no file for [[Url]] {url.name}", hint="run `builder lock`") from None
 
 
 def _build(context: Context) -> None:
@@ -83,7 +73,7 @@ def _extra_trees(context: Context, members: Members) -> None:
     blobs = iter(context.inputs.blobs)
     for number, entry in enumerate(context.inputs.params["ExtraTrees"]):
         target = _target(entry)
-        if entry.startswith("url:"):
+        if is_url(entry):
             blob = next(blobs)
             place, name = context.blob(blob), blob.filename
         else:
@@ -143,8 +133,8 @@ def _file(recipe: Recipe, entry: str) -> Path:
 
 def _target(entry: str) -> str:
     """The target of ``SOURCE:TARGET`` or ``url:NAME:TARGET``; the root when not given, as in mkosi."""
-    parts = entry.split(":", 2 if entry.startswith("url:") else 1)
-    wanted = 3 if entry.startswith("url:") else 2
+    parts = entry.split(":", 2 if is_url(entry) else 1)
+    wanted = 3 if is_url(entry) else 2
     return parts[-1] if len(parts) == wanted else "/"
 
 
@@ -167,7 +157,7 @@ def _wrong_modes(value: Any) -> str | None:
 
 
 def _wrong_template(entry: str) -> str | None:
-    if ":" not in entry or entry.startswith("url:"):
+    if ":" not in entry or is_url(entry):
         return "must be SOURCE:TARGET"
     return wrong_path(_target(entry))
 
