@@ -138,16 +138,17 @@ def _context(recipe: Recipe, node: Node, lower: Sequence[Path], draft: Draft, st
         host_root: bool = False,
         cwd: str = "/",
     ) -> None:
-        overlay = {} if host_root else {"layers": tuple(lower), "upper": draft.upper, "work": draft.work}
         spec = Spec(
             name=stage.name,
             argv=tuple(argv),
+            layers=() if host_root else tuple(lower),
+            upper=None if host_root else draft.upper,
+            work=None if host_root else draft.work,
             host_root=host_root,
             binds=tuple(binds),
             env={"SOURCE_DATE_EPOCH": str(recipe.source_date_epoch), **(env or {})},
             cwd=cwd,
             limits=limits,
-            **overlay,
         )
         sandbox.run(spec, log=log)
 
