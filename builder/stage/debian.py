@@ -1,0 +1,105 @@
+"""Kind `debian`: a new root from nothing but locked packages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from builder.command import run
+from builder.errors import BuilderError, UsageError
+from builder.lock import archive
+from builder.lock.model import DebRequest, Lock, Request
+from builder.recipe.model import Recipe, Stage
+from builder.sandbox.spec import Bind
+from builder.stage import aptrepo, debs
+from builder.stage.kind import Context, Inputs, Kind
+
+_ROOT = "/run/builder/root"
+_MERGED = ("bin", "lib", "lib64", "sbin")
+"""What a merged /usr links to itself. Must be there before the first package is unpacked."""
+_DPKG_OPTIONS = "etc/dpkg/dpkg.cfg.d/builder"
+_OF_HOST = ("etc/apt/sources.list", "etc/hostname", "etc/resolv.conf", _DPKG_OPTIONS)
+"""What mmdebstrap copies from the machine that it runs on, or was told for this run alone."""
+
+
+def _requests(recipe: Recipe, stage: Stage) -> Sequence[Request]:
+    """The stage's packages, on top of nothing."""
+    return [DebRequest(stage.lock_id, debs.wanted(stage), ())]
+
+
+def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
+    """The locked packages, the final sources.list, and the host's tools, whose bytes are part of what they make.
+
+    Raises UsageError for a stage that is not the first, BuilderError when the lock has no packages for it.
+    """
+    if stage.name != next(stage.name for stage in recipe.stages if stage.skip is None):
+        raise UsageError("kind debian must come first", where=f"stage {stage.name}", hint='use Kind = "packages" here')
+    locked = debs.locked(stage, lock)
+    params = {
+        **debs.params(recipe, stage, locked),
+        "Distribution": recipe.distribution.name,
+        "Release": recipe.distribution.release,
+        "Sources": archive.sources(recipe.distribution),
+        "HostTools": _host_tools(),
+    }
+    return Inputs(params, tuple(deb.blob for deb in locked))
+
+
+def _host_tools() -> dict[str, str]:
+    """The versions of the host's programs that write the root."""
+    query = ["dpkg-query", "--show", "--showformat", "${Package} ${Version}\\n", "apt", "dpkg", "mmdebstrap"]
+    try:
+        lines = run(query, env={"PATH": "/usr/bin:/bin"}).decode().splitlines()
+    except BuilderError as error:
+        raise BuilderError(error.what, where="mmdebstrap", hint="run: sudo apt install mmdebstrap") from error
+    return dict(line.split(" ", 1) for line in lines)
+
+
+def _build(context: Context) -> None:
+    """Unpack and configure the packages with mmdebstrap from a local archive, then clean up.
+
+    Raises BuilderError when a package's script fails, or when other packages are installed than the locked ones.
+    """
+    params, upper = context.inputs.params, context.upper
+    repository = context.scratch / "repo"
+    aptrepo.write(repository, context.inputs.blobs, context.blob, params["Release"])
+    for name in _MERGED:
+        (upper / "usr" / name).mkdir(parents=True)
+        (upper / name).symlink_to(f"usr/{name}")
+    options = upper / _DPKG_OPTIONS
+    options.parent.mkdir(parents=True)
+    options.write_text("force-unsafe-io\n")
+    context.run(
+        [
+            "mmdebstrap",
+            "--mode=root",
+            "--variant=apt",
+            "--format=directory",
+            "--verbose",
+            "--skip=check/empty,check/signed-by",
+            f"--architectures={context.recipe.distribution.architecture}",
+            f"--include={','.join(params['Locked'])}",
+            f'--customize-hook=chroot "$1" apt-mark auto {" ".join(debs.automatic(params))}',
+            params["Release"],
+            _ROOT,
+            f"deb [trusted=yes] copy://{aptrepo.PLACE} ./",
+        ],
+        env={"HOME": "/run/builder"},  # dpkg reads .dpkg.cfg there
+        binds=[Bind(repository, aptrepo.PLACE), Bind(upper, _ROOT, writable=True)],
+        host_root=True,
+    )
+    for name in _OF_HOST:
+        (upper / name).unlink(missing_ok=True)
+    (upper / f"etc/apt/sources.list.d/{params['Distribution']}.sources").write_text(params["Sources"])
+    debs.clean(upper, with_docs=params["WithDocs"])
+    debs.check(params["Locked"], debs.installed(upper / debs.STATUS.lstrip("/")), context.stage)
+
+
+KIND = Kind(
+    name="debian",
+    version=1,
+    help="The base: a new Debian or Ubuntu root with only the packages that its recipe names and what these need.",
+    keys=debs.KEYS,
+    requests=_requests,
+    inputs=_inputs,
+    build=_build,
+)

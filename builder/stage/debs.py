@@ -1,0 +1,141 @@
+"""What the kinds of stage that install Debian packages share."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from builder.errors import BuilderError
+from builder.lock import control
+from builder.lock.model import Deb, Lock
+from builder.recipe.keys import Key, Type
+from builder.recipe.model import Recipe, Stage
+
+STATUS = "/var/lib/dpkg/status"
+POLICY = "/usr/sbin/policy-rc.d"
+
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?")
+
+_LEFTOVERS = (
+    "dev/*",
+    "etc/*-",
+    "etc/ssh/ssh_host_*",
+    "usr/sbin/policy-rc.d",
+    "var/cache/apt/*",
+    "var/cache/apt/archives/*",
+    "var/cache/debconf/*-old",
+    "var/cache/ldconfig/aux-cache",
+    "var/lib/apt/lists/*",
+    "var/lib/dbus/machine-id",
+    "var/lib/dpkg/*-old",
+    "var/lib/systemd/random-seed",
+    "var/log/*.log",
+    "var/log/apt/*",
+)
+"""What an installation leaves behind that differs from run to run, or must differ from machine to machine."""
+_DOCUMENTATION = ("doc", "doc-base", "info", "lintian", "locale", "man")
+_LICENCE, _ALIASES = "copyright", "locale.alias"
+
+
+def _wrong_packages(packages: list[str]) -> str | None:
+    wrong = [package for package in packages if not _PACKAGE.fullmatch(package)]
+    return f'has "{wrong[0]}", which is no NAME or NAME=VERSION of a package' if wrong else None
+
+
+KEYS = (
+    Key(
+        "Packages",
+        Type.TEXTS,
+        "Debian packages to install, as NAME or NAME=VERSION. What they depend on comes too, what they recommend not.",
+        check=_wrong_packages,
+        mkosi="Content",
+    ),
+    Key(
+        "WithDocs",
+        Type.BOOL,
+        "Keep man pages, documentation and translations. Licences always stay.",
+        default=False,
+        mkosi="Content",
+    ),
+)
+
+
+def wanted(stage: Stage) -> tuple[str, ...]:
+    """The packages that the recipe asks for, in an order that does not depend on the recipe's."""
+    return tuple(sorted(set(stage.params["Packages"])))
+
+
+def locked(stage: Stage, lock: Lock) -> tuple[Deb, ...]:
+    """The stage's packages in the lock. Raises BuilderError when it has none for this stage."""
+    try:
+        return lock.debs[stage.lock_id]
+    except KeyError:
+        raise BuilderError(
+            "the lock has no packages for it", where=f"stage {stage.name}", hint="run `builder lock`"
+        ) from None
+
+
+def params(recipe: Recipe, stage: Stage, debs: tuple[Deb, ...]) -> dict[str, Any]:
+    """What decides a layer of packages beside the files: what was asked for, and what must come out."""
+    return {
+        "Packages": list(wanted(stage)),
+        "Locked": {deb.name: f"{deb.version} {deb.architecture}" for deb in debs},
+        "WithDocs": stage.params["WithDocs"],
+    }
+
+
+def automatic(params: Mapping[str, Any]) -> list[str]:
+    """The packages that came only because others depend on them: apt may remove them once nothing does."""
+    asked = {package.partition("=")[0] for package in params["Packages"]}
+    return sorted(set(params["Locked"]) - asked)
+
+
+def installed(status: Path | None) -> dict[str, str]:
+    """Every package that the dpkg database `status` has as installed, with its version and architecture."""
+    found = {}
+    for paragraph in control.paragraphs(status.read_text(errors="surrogateescape") if status else ""):
+        fields = control.fields(paragraph)
+        if fields["Status"].endswith(" ok installed"):
+            found[fields["Package"]] = f"{fields['Version']} {fields['Architecture']}"
+    return found
+
+
+def check(expected: Mapping[str, str], found: Mapping[str, str], stage: Stage) -> None:
+    """Raise BuilderError naming the packages in which what was `found` differs from what was `expected`."""
+    differences = [
+        f"{name}: {found.get(name, 'not installed')} instead of {expected.get(name, 'nothing')}"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    if differences:
+        raise BuilderError(
+            f"installed is not what is locked: {', '.join(differences)}",
+            where=f"stage {stage.name}",
+            hint=f"run `builder lock --upgrade {differences[0].partition(':')[0]}`",
+        )
+
+
+def clean(root: Path, *, with_docs: bool) -> None:
+    """Take out of the layer at `root` what no template may hold, and documentation unless `with_docs`.
+
+    Folders stay: scripts of packages expect those of man pages.
+    """
+    for pattern in _LEFTOVERS:
+        for path in root.glob(pattern):
+            _remove_file(path)
+    machine_id = root / "etc/machine-id"
+    if machine_id.is_file() and machine_id.stat().st_size:
+        machine_id.write_bytes(b"")
+    for folder in () if with_docs else _DOCUMENTATION:
+        for path in (root / "usr/share" / folder).glob("**/*"):
+            if not path.is_symlink() and path.name not in (_LICENCE, _ALIASES):
+                _remove_file(path)
+
+
+def _remove_file(path: Path) -> None:
+    mode = path.lstat().st_mode
+    if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+        path.unlink()
