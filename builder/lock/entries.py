@@ -18,6 +18,9 @@ _FIELDS = {
 }
 """The arrays of tables in lock.toml and the keys of their entries, in the order in which they are written."""
 
+MEND = "restore it, or remove it and run `builder lock`"
+"""The way out of a lock.toml that nothing can be read from."""
+
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _WORD = re.compile(r"[^\s/\x00-\x1f\x7f]+")
 _FORMS = {
@@ -176,4 +179,4 @@ def _matches(field: str, value: Any) -> bool:
 
 
 def _wrong(what: str, path: Path) -> NoReturn:
-    raise BuilderError(what, where=path, hint=f"run `builder lock` for {path.parent.name}")
+    raise BuilderError(what, where=path, hint=MEND)

@@ -19,7 +19,7 @@ import tomli
 
 from builder.errors import BuilderError
 from builder.lock import requirements
-from builder.lock.entries import decode, encode, normal
+from builder.lock.entries import MEND, decode, encode, normal
 from builder.lock.model import Lock
 
 LOCK_FILE = "lock.toml"
@@ -40,7 +40,7 @@ def read(folder: Path, *, texts: bool = True) -> Lock:
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=path) from error
     except ValueError as error:
-        raise BuilderError(f"not a lock: {error}", where=path, hint=hint) from error
+        raise BuilderError(f"not a lock: {error}", where=path, hint=MEND) from error
     lock = decode(data, path)
     if texts:
         for venv, wheels in lock.venvs.items():
