@@ -203,16 +203,23 @@ def _default(document: Document, base: Parts, variants: Mapping[str, Parts]) -> 
 
 def _origin(resolved: Resolved, variant: str, array: str, name: str) -> str:
     """The variant, unless the member of this name asks the same of the lock in every variant."""
+    here = _asked(resolved.settings[variant], array, name)
+    return "" if all(_asked(settings, array, name) == here for settings in resolved.settings.values()) else variant
 
-    def asked(settings: Settings) -> Any:
-        for member in settings[array]:
-            if member["Name"] == name:
-                own = {key: value for key, value in member.items() if key not in _NOT_LOCKED}
-                return (own, settings["Distribution"]) if array == "Stage" else own
-        return None
 
-    here = asked(resolved.settings[variant])
-    return "" if all(asked(settings) == here for settings in resolved.settings.values()) else variant
+def _asked(settings: Settings, array: str, name: str) -> Any:
+    """All that decides what the lock holds for a member, None when there is no such member.
+
+    Which packages come with those that a stage asks for depends on the stages below that ask for packages too.
+    """
+    below: list[Settings] = []
+    for member in settings[array]:
+        own = {key: value for key, value in member.items() if key not in _NOT_LOCKED}
+        if member["Name"] == name:
+            return (own, settings["Distribution"], below if "Packages" in own else []) if array == "Stage" else own
+        if "Packages" in own and not member["Skip"]:
+            below.append(own)
+    return None
 
 
 _NOT_LOCKED = ("Skip", "MemoryMiB", "TimeoutSeconds")

@@ -173,10 +173,9 @@ def _stage(recipe: Recipe, stage: Stage, kind: KindInfo, below: str | None) -> _
     ours: _Lines = []
     for key in kind.keys:
         value = stage.params[key.name]
-        if value == default(key):
-            continue
         if key.mkosi is None:
-            ours.append(_comment(f"{key.name} = {json.dumps(value, ensure_ascii=False)}"))
+            if value != default(key):
+                ours.append(_comment(f"{key.name} = {json.dumps(value, ensure_ascii=False)}"))
             continue
         items = [_exported(recipe, key, item, files) for item in _items(value)]
         sections.setdefault(key.mkosi, []).extend(_setting(key.name, items))
@@ -187,6 +186,8 @@ def _stage(recipe: Recipe, stage: Stage, kind: KindInfo, below: str | None) -> _
 
 
 def _items(value: Any) -> list[str]:
+    if value is None:
+        return []
     if isinstance(value, bool):
         return ["yes" if value else "no"]
     if isinstance(value, Mapping):

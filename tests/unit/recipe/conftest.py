@@ -19,7 +19,14 @@ class SmallKind:
 
 
 KINDS = (
-    SmallKind("packages", "Debian packages.", (Key("Packages", Type.TEXTS, "Which.", required=True, mkosi="Content"),)),
+    SmallKind(
+        "packages",
+        "Debian packages.",
+        (
+            Key("Packages", Type.TEXTS, "Which.", required=True, mkosi="Content"),
+            Key("WithDocs", Type.BOOL, "Documentation too.", mkosi="Content"),
+        ),
+    ),
     SmallKind(
         "wheels",
         "A venv.",

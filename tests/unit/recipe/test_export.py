@@ -50,7 +50,7 @@ def test_each_stage_is_an_image_over_the_one_below(loaded: Recipe, kinds: Kinds,
     assert "BaseTrees=%O/system\n" in top
     assert '# Stage "later" is left out: too large\n' in top
     assert "BaseTrees" not in base
-    assert "Packages=systemd\n" in base
+    assert "Packages=systemd\nWithDocs=no\n" in base
     assert "BaseTrees=%O/base\n" in system
 
 

@@ -42,7 +42,7 @@ def test_a_minimal_recipe_is_complete(recipe: Write, kinds: Kinds, minimal: str)
     assert loaded.distribution.components == ("main",)
     (base,) = loaded.stages
     assert (base.name, base.kind, base.skip, base.memory_mib, base.seconds) == ("base", "packages", None, 16384, 3600)
-    assert base.params == {"Packages": ["systemd"]}
+    assert base.params == {"Packages": ["systemd"], "WithDocs": False}
     assert base.lock_id == "base"
 
 

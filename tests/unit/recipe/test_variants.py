@@ -71,7 +71,7 @@ def test_a_stage_with_a_kind_is_replaced_whole_in_its_place(recipe: Write, kinds
 def test_a_stage_without_a_kind_changes_only_its_keys(recipe: Write, kinds: Kinds) -> None:
     text = BASE + '[[Variant.two.Stage]]\nName = "extra"\nPackages = ["wget"]\n'
     stage = load(recipe(text), kinds, "two").stages[1]
-    assert (stage.kind, stage.params, stage.memory_mib) == ("packages", {"Packages": ["wget"]}, 1024)
+    assert (stage.kind, stage.params["Packages"], stage.memory_mib) == ("packages", ["wget"], 1024)
     assert stage.lock_id == "extra-two"
 
 
@@ -79,6 +79,13 @@ def test_limits_and_skipping_leave_the_lock_alone(recipe: Write, kinds: Kinds) -
     text = BASE + '[[Variant.two.Stage]]\nName = "extra"\nMemoryMiB = 2048\nSkip = "not here"\n'
     stage = load(recipe(text), kinds, "two").stages[1]
     assert (stage.memory_mib, stage.skip, stage.lock_id) == (2048, "not here", "extra")
+
+
+def test_packages_over_other_packages_are_locked_apart(recipe: Write, kinds: Kinds) -> None:
+    text = BASE + '[[Variant.two.Stage]]\nName = "base"\nPackages = ["sysvinit"]\n'
+    assert [stage.lock_id for stage in load(recipe(text), kinds, "two").stages] == ["base-two", "extra-two", "system"]
+    skipped = BASE + '[[Variant.two.Stage]]\nName = "base"\nSkip = "not here"\n'
+    assert [stage.lock_id for stage in load(recipe(skipped), kinds, "two").stages] == ["base", "extra-two", "system"]
 
 
 def test_new_stages_follow_the_one_they_name(recipe: Write, kinds: Kinds) -> None:
