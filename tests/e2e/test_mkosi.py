@@ -55,7 +55,7 @@ def mkosi(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         (home / folder).mkdir(parents=True)
     (home / "sources.list").write_text(f"deb [signed-by={KEYRING}] http://deb.debian.org/debian {request.param} main\n")
     (home / "apt.conf").write_text(
-        f'Dir::Etc::sourcelist "{home}/sources.list"; Dir::Etc::sourceparts "-"; Dir::Etc::parts "-";\n'
+        f'Dir::Etc::sourcelist "{home}/sources.list"; Dir::Etc::sourceparts "-";\n'
         f'Dir::State::lists "{home}/lists"; Dir::State::status "/dev/null"; Dir::Cache "{home}/cache";\n'
         f'APT::Sandbox::User ""; Acquire::Languages "none";\n'
     )
