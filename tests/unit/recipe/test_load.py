@@ -141,6 +141,7 @@ WRONG = {
         add(VENV.replace("00Z", "00+02:00")),
         '19: ExcludeNewer in [[Venv]] "main" must be a time in UTC',
     ),
+    "no such day": (add(VENV.replace("10-16", "02-30")), '19: ExcludeNewer in [[Venv]] "main" must be a time in UTC'),
     "choice": (
         swap('"debian"', '"debain"'),
         '2: Distribution in [Distribution] is "debain", which is not allowed; did you mean "debian"?',
