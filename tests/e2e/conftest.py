@@ -8,13 +8,29 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from builder import sandbox
+from builder.build.plan import plan
+from builder.build.run import Built, build
+from builder.lock.model import Blob, Lock
+from builder.progress import Silent
+from builder.recipe.model import Distribution, Recipe, Stage, Url, Venv
+from builder.recipe.tables import default
+from builder.sandbox import Spec
+from builder.stage import KINDS
+from builder.stage.kind import Context, Inputs, Kind
+from builder.store import Store, fetch
+from builder.store.tools import tool_blobs
+
 HOUSE = Path(__file__).parents[2]
+EPOCH = 1760572800
+MIRROR = "http://deb.debian.org/debian"
 
 
 @dataclass(frozen=True)
@@ -129,3 +145,96 @@ def _orphans() -> set[str]:
             if builder == os.getpid() or not Path(f"/proc/{builder}").exists():
                 found.add(f"{folder.name}: {b' '.join(argv).decode()}")
     return found
+
+
+@pytest.fixture(scope="session")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Debian with systemd, Python and a compiler, from the network."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    root = tmp_path_factory.mktemp("debian") / "root"
+    packages = "--include=systemd,python3,python3-venv,gcc,libc6-dev,make"
+    argv = ["mmdebstrap", "--quiet", "--variant=minbase", packages, "bookworm", str(root), MIRROR]
+    env = {"PATH": os.environ["PATH"], "SOURCE_DATE_EPOCH": str(EPOCH)}
+    subprocess.run(argv, check=True, capture_output=True, env=env)
+    return root
+
+
+@dataclass
+class Bench:
+    """Builds stages over `debian` in a store of its own, as `builder build` does."""
+
+    debian: Path
+    folder: Path  # the recipe's
+    store: Store
+    venvs: tuple[Venv, ...] = ()
+    urls: tuple[Url, ...] = ()
+    lock: Lock = field(default_factory=lambda: Lock("bench", "20251016T000000Z"))
+
+    def blob(self, path: Path) -> Blob:
+        """The file at `path`, locked and in the store."""
+        sha256 = self.store.add(path)
+        return Blob(sha256=sha256, size=path.stat().st_size, filename=path.name, urls=())
+
+    def build(self, *stages: tuple[str, dict[str, Any]]) -> tuple[Built, ...]:
+        """The layers of `stages` (kind and settings, named after their place), without that of `debian`."""
+        base = Kind("base", 1, "", (), lambda *_: (), lambda *_: Inputs({}), self._copy_debian)
+        kinds = {**KINDS, "base": base}
+        made = [Stage("base", "base", {}, None, "", 0, 600)]
+        for number, (kind, given) in enumerate(stages):
+            params = {key.name: default(key) for key in kinds[kind].keys} | given
+            made.append(Stage(f"{kind}-{number}", kind, params, None, "", 8192, 600))
+        recipe = Recipe(
+            directory=self.folder,
+            name="bench",
+            version="1",
+            variant="",
+            variants=(),
+            source_date_epoch=EPOCH,
+            compression_level=3,
+            distribution=Distribution("debian", "bookworm", "amd64", MIRROR, "", ("main",)),
+            target=None,
+            venvs=self.venvs,
+            urls=self.urls,
+            stages=tuple(made),
+        )
+        return build(recipe, plan(recipe, self.lock, kinds), self.store, Silent())[1:]
+
+    def _copy_debian(self, context: Context) -> None:
+        subprocess.run(["cp", "-aT", "--reflink=auto", self.debian, context.upper], check=True)
+
+    def run(self, layers: Sequence[Built], *argv: str, env: Mapping[str, str] | None = None) -> str:
+        """What a command over `debian` and `layers` prints."""
+        with self.store.scratch() as scratch:
+            spec = Spec("test", argv, (self.debian, *(built.layer.tree for built in layers)), env=env or {})
+            sandbox.run(spec, log=scratch / "log")
+            return (scratch / "log").read_text()
+
+
+@pytest.fixture(scope="session")
+def uv_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The locked uv, from the network."""
+    store = Store(tmp_path_factory.mktemp("uv-store"))
+    (blob,) = tool_blobs("uv")
+    fetch(store, [blob], progress=Silent())
+    return store.path(blob.sha256)
+
+
+@pytest.fixture
+def new_bench(debian: Path, uv_wheel: Path, tmp_path: Path) -> Callable[[str], Bench]:
+    """Makes a `Bench` whose store lies in the folder of the given name; all share the recipe's folder."""
+
+    def make(name: str) -> Bench:
+        folder = tmp_path / "recipe"
+        folder.mkdir(exist_ok=True)
+        bench = Bench(debian, folder, Store(tmp_path / name))
+        bench.store.add(uv_wheel)
+        return bench
+
+    return make
+
+
+@pytest.fixture
+def bench(new_bench: Callable[[str], Bench]) -> Bench:
+    """A `Bench` for tests that need only one."""
+    return new_bench("store")
