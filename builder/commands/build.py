@@ -161,8 +161,8 @@ def history(template: Path, as_json: bool) -> None:
         console.print_json({name: manifest[name] for name in ("name", "version", "variant", "stages", "skipped")})
         return
     rows = [
-        (stage["name"], stage["kind"], stage["files"], console.human(stage["size"]), stage["digest"][:12])
+        (stage["name"], stage["kind"], console.human(stage["size"]), stage["digest"][:12])
         for stage in manifest["stages"]
     ]
-    rows += [(name, "skipped", "", "", reason) for name, reason in sorted(manifest["skipped"].items())]
-    console.print_table(("stage", "kind", "files", "size", "digest"), rows, right=("files", "size"))
+    rows += [(name, "skipped", "", reason) for name, reason in sorted(manifest["skipped"].items())]
+    console.print_table(("stage", "kind", "size", "digest"), rows, right=("size",))
