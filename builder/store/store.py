@@ -69,13 +69,20 @@ class Store:
 
     @property
     def session(self) -> session.Session:
-        """This builder's session, begun at first use and ended with the store object or the process."""
+        """This builder's session, begun at first use and ended by `close`, with the store object, or the process."""
         with self._starting, guarded(self.root):
             if self._session is None:
                 self.folder("tmp", "partial")
                 self._session = session.begin(self.root)
-                weakref.finalize(self, self._session.end)
+                self._end = weakref.finalize(self, self._session.end)
             return self._session
+
+    def close(self) -> None:
+        """End this builder's session, so that `gc` may take what it used; the next use begins another."""
+        with self._starting:
+            if self._session is not None:
+                self._end()
+                self._session = None
 
     def folder(self, *parts: str) -> Path:
         """The folder of these names in the store, made where missing, with the owner of the store's folder."""

@@ -27,6 +27,9 @@ from builder.store.store import Store
 __all__ = ["Fetcher", "new_session"]
 
 
+_Answer = http.RefusedError | http.TransientError
+
+
 class _StoppedError(Exception):
     """Another thread failed, or the user interrupted."""
 
@@ -123,7 +126,7 @@ class Fetcher:
         with self._partial(blob) as partial:
             if partial is None:
                 return
-            answers: list[tuple[str, http.RefusedError]] = []
+            answers: list[tuple[str, _Answer]] = []
             for url in blob.urls:
                 answer = self._from(url, blob, partial)
                 if answer is None:
@@ -168,8 +171,8 @@ class Fetcher:
         if self._stop.wait(seconds):
             raise _StoppedError
 
-    def _from(self, url: str, blob: Blob, partial: _Partial) -> http.RefusedError | None:
-        """Fetch from one URL with all its attempts; None when the file is whole and right."""
+    def _from(self, url: str, blob: Blob, partial: _Partial) -> _Answer | None:
+        """Fetch from one URL with all its attempts; None when the file is whole and right, else the last answer."""
         attempt = 0
         restarted = False
         while True:
@@ -187,7 +190,7 @@ class Fetcher:
             except http.TransientError as transient:
                 attempt = 1 if partial.done > before else attempt + 1
                 if attempt >= self._retry.attempts:
-                    return http.RefusedError(str(transient))
+                    return transient
                 self._task.note(f"{blob.filename}: {transient}")
                 self._pause(self._retry.wait(attempt, transient.wait))
 
@@ -231,11 +234,13 @@ def _is(path: Path, fd: int) -> bool:
         return False
 
 
-def _failure(blob: Blob, answers: Sequence[tuple[str, http.RefusedError]]) -> BuilderError:
+def _failure(blob: Blob, answers: Sequence[tuple[str, _Answer]]) -> BuilderError:
     said = ", ".join(f"{http.shown(url)}: {answer}" for url, answer in answers) or "the lock has no URL"
-    if all(answer.gone for _, answer in answers):
-        return _GoneError(said, where=blob.filename, hint=f"run `builder lock RECIPE --upgrade {_name(blob)}`")
-    return BuilderError(said, where=blob.filename, hint="try again later, or see `builder lock --help`")
+    if any(isinstance(answer, http.TransientError) for _, answer in answers):
+        return BuilderError(said, where=blob.filename, hint="run the command again: it goes on where it was")
+    gone = all(isinstance(answer, http.RefusedError) and answer.gone for _, answer in answers)
+    kind = _GoneError if gone else BuilderError
+    return kind(said, where=blob.filename, hint=f"run `builder lock RECIPE --upgrade {_name(blob)}`")
 
 
 def _name(blob: Blob) -> str:

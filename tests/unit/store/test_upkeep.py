@@ -1,0 +1,232 @@
+"""Listing, verifying and collecting, also beside builders that run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from builder.cli import cli
+from builder.store import Store, fetch, upkeep
+
+from .conftest import Web, blob, files
+from .test_store import KEY, make_layer
+
+DAY = 86400
+
+
+def age(path: Path, days: float) -> None:
+    then = time.time() - days * DAY
+    os.utime(path, (then, then))
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    """Three blobs of 100 bytes, 1, 2 and 3 days old, and a layer 4 days old; nobody uses it now."""
+    for days in (1, 2, 3):
+        age(store.path(store.add_stream([bytes([days]) * 100])), days)
+    age(make_layer(store, content="x" * 1000, recipe="tiny", stage="base").tree.parent / "meta.json", 4)
+    store.close()
+    return Store(store.root)
+
+
+def removed(done: upkeep.Collected) -> list[tuple[str, int]]:
+    return [(item.kind, item.size) for item in done.removed]
+
+
+def test_ls_counts_everything(filled: Store) -> None:
+    assert sorted((item.kind, item.size) for item in upkeep.ls(filled)) == [("blob", 100)] * 3 + [("layer", 1000)]
+
+
+def test_an_empty_or_missing_store_is_fine(store: Store) -> None:
+    assert upkeep.ls(store) == []
+    assert upkeep.verify(store) == []
+    assert upkeep.gc(store, older_than=0, max_size=0).removed == ()
+
+
+def test_by_age(filled: Store) -> None:
+    done = upkeep.gc(filled, older_than=2.5 * DAY, max_size=None)
+    assert removed(done) == [("layer", 1000), ("blob", 100)]
+    assert (done.kept, done.kept_size, done.size) == (2, 200, 1100)
+    assert [item.kind for item in upkeep.ls(filled)] == ["blob", "blob"]
+    assert sorted(path.name for path in (filled.root / "tmp").iterdir()) == ["partial"]
+
+
+def test_by_size_the_least_recently_used_go_first(filled: Store) -> None:
+    assert removed(upkeep.gc(filled, older_than=None, max_size=150)) == [("layer", 1000), ("blob", 100), ("blob", 100)]
+
+
+def test_a_dry_run_removes_nothing(filled: Store) -> None:
+    before = files(filled)
+    assert len(upkeep.gc(filled, older_than=None, max_size=0, dry_run=True).removed) == 4
+    assert files(filled) == before
+
+
+def test_use_renews(filled: Store) -> None:
+    assert filled.has(blob(bytes([3]) * 100))
+    assert filled.layer(KEY) is not None
+    filled.close()
+    done = upkeep.gc(Store(filled.root), older_than=1.5 * DAY, max_size=None)
+    assert removed(done) == [("blob", 100)]
+
+
+def test_what_a_running_builder_has_used_is_kept(filled: Store) -> None:
+    layer = filled.layer(KEY)
+    assert layer is not None
+    done = upkeep.gc(Store(filled.root), older_than=0, max_size=0)
+    assert removed(done) == [("blob", 100)] * 3
+    assert (done.kept, done.in_use) == (1, 1)
+    assert layer.changed() == []
+
+
+def test_room_is_made_from_what_is_not_in_use(filled: Store) -> None:
+    assert filled.has(blob(bytes([3]) * 100))
+    done = upkeep.gc(Store(filled.root), older_than=None, max_size=200)
+    assert removed(done) == [("layer", 1000), ("blob", 100)]
+
+
+def test_what_a_killed_builder_used_may_go(filled: Store) -> None:
+    code = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from builder.store import Store
+        assert Store(Path(sys.argv[1])).layer("1" * 64)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert subprocess.run([sys.executable, "-c", code, str(filled.root)], check=False).returncode == -9
+    assert len(upkeep.gc(filled, older_than=None, max_size=0).removed) == 4
+    assert sorted(path.name for path in (filled.root / "tmp").iterdir()) == ["partial"]
+
+
+def test_old_partial_downloads_go_and_running_ones_stay(filled: Store) -> None:
+    import fcntl
+
+    for name in ("a" * 64, "b" * 64):
+        (filled.root / "tmp/partial" / name).write_bytes(b"x")
+        age(filled.root / "tmp/partial" / name, 40)
+    with open(filled.root / "tmp/partial" / ("b" * 64), "rb+") as running:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        done = upkeep.gc(filled, older_than=30 * DAY, max_size=None)
+    assert [(item.kind, item.name) for item in done.removed] == [("partial", "a" * 64)]
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from builder.lock.model import Blob
+from builder.store import Store, fetch, upkeep
+root, sha256, size, url = sys.argv[1:]
+wanted = Blob(sha256, int(size), "file", (url,))
+for _ in range(60):
+    store = Store(Path(root))
+    if not store.has(wanted):
+        fetch(store, [wanted])
+    assert store.path(sha256).stat().st_size == int(size)
+    store.close()
+"""
+
+
+def test_collecting_beside_builders_never_takes_what_they_use(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"x" * 1000)
+    wanted = blob(b"x" * 1000, (tmp_path / "source").as_uri())
+    argv = [sys.executable, "-c", CHILD, str(store.root), wanted.sha256, str(wanted.size), wanted.urls[0]]
+    with subprocess.Popen(argv) as one, subprocess.Popen(argv) as two:
+        collected = 0
+        while one.poll() is None or two.poll() is None:
+            collected += len(upkeep.gc(store, older_than=None, max_size=0).removed)
+    assert (one.returncode, two.returncode) == (0, 0)
+    assert collected
+
+
+def test_verify_names_and_removes_what_is_damaged(filled: Store, web: Web) -> None:
+    good = blob(bytes([1]) * 100)
+    bad = blob(bytes([2]) * 100, web.put("b", bytes([2]) * 100))
+    filled.path(bad.sha256).chmod(0o644)
+    filled.path(bad.sha256).write_bytes(bytes([7]) * 100)
+    layer = filled.layer(KEY)
+    assert layer is not None
+    file = layer.tree / "etc/file"
+    status = file.stat()
+    file.write_text("y" * 1000)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    found = upkeep.verify(filled)
+    assert [(damage.kind, damage.name, damage.what) for damage in found] == [
+        ("blob", bad.sha256, f"has sha256 {blob(bytes([7]) * 100).sha256}"),
+        ("layer", KEY, "1 members differ, first 'etc/file'"),
+    ]
+    assert filled.layer(KEY) is None
+    assert upkeep.verify(filled) == []
+    assert filled.has(good)
+    assert fetch(filled, [good, bad]).fetched == 1
+
+
+def test_verify_removes_what_has_no_name(filled: Store) -> None:
+    (filled.root / "blobs/sha256/zz").mkdir()
+    (filled.root / "blobs/sha256/zz/stray").touch()
+    assert [damage.name for damage in upkeep.verify(filled)] == ["stray"]
+
+
+def test_a_hundred_thousand_blobs_are_quick(store: Store) -> None:
+    content = store.folder("blobs", "sha256")
+    for number in range(256):
+        folder = content / f"{number:02x}"
+        folder.mkdir()
+        first = folder / f"{number:02x}{'0' * 62}"
+        first.touch()
+        for other in range(1, 391):
+            os.link(first, folder / f"{number:02x}{other:062x}")
+    started = time.monotonic()
+    assert len(upkeep.ls(store)) > 100_000
+    assert upkeep.gc(store, older_than=30 * DAY, max_size=None).removed == ()
+    assert time.monotonic() - started < 10
+
+
+@pytest.fixture
+def command(filled: Store, monkeypatch: pytest.MonkeyPatch):
+    """Run `builder store ...` on the filled store, as the user that runs the tests."""
+    monkeypatch.setattr("builder.commands.store.become_root", lambda: None)
+    monkeypatch.setenv("BUILDER_STORE", str(filled.root))
+    return lambda *words: CliRunner().invoke(cli, ["store", *words], standalone_mode=False, catch_exceptions=False)
+
+
+def test_the_command_ls(command) -> None:
+    out = command("ls").output
+    assert "111111111111  tiny    base" in out
+    assert "4 d ago" in out
+    assert "3 blobs, 300 B\n1 layers, 1000 B\n" in out
+    found = json.loads(command("ls", "--json").stdout)
+    assert found["sums"]["blob"] == {"count": 3, "size": 300}
+    assert [(layer["key"], layer["recipe"], layer["stage"]) for layer in found["layers"]] == [(KEY, "tiny", "base")]
+
+
+def test_the_command_verify(command, filled: Store) -> None:
+    assert command("verify").return_value == 0
+    bad = filled.path(blob(bytes([2]) * 100).sha256)
+    bad.chmod(0o644)
+    bad.write_bytes(b"")
+    result = command("verify")
+    assert f"blob {bad.name} has sha256 e3b0c442" in result.output
+    assert result.return_value == 1
+    assert json.loads(command("verify", "--json").stdout) == {"damaged": []}
+
+
+def test_the_command_gc(command) -> None:
+    assert command("gc").output.startswith("removed nothing, 0 B; 1.3 KiB kept")
+    assert "would remove 1 blobs, 1 layers, 1.1 KiB" in command("gc", "--older-than", "60h", "--dry-run").output
+    assert "removed 3 blobs, 1 layers" in command("gc", "--max-size", "0").output
+    done = json.loads(command("gc", "--max-size", "1G", "--json").stdout)
+    assert (done["removed"], done["kept"]["count"]) == ([], 0)
+
+
+@pytest.mark.parametrize("words", [("--max-size", "1x"), ("--older-than", "a"), ("--older-than", "-1d")])
+def test_a_wrong_amount_is_refused(command, words: tuple[str, str]) -> None:
+    import click
+
+    with pytest.raises(click.UsageError, match="is not a"):
+        command("gc", *words)
