@@ -63,10 +63,8 @@ def compress(segment: Segment, level: int, chain: Chain | None) -> Frame:
     `chain` is shared by all segments of one large file, and None for others.
     Raises BuilderError naming layer and path when a file cannot be read, or is not what its layer's index says.
     """
-    raw = bytearray()
     try:
-        for part in _tar_bytes(segment, chain):
-            raw += part
+        raw = b"".join(_tar_bytes(segment, chain))
     except BaseException:
         if chain is not None:
             chain.give_up()
@@ -79,12 +77,12 @@ def end_frame(level: int) -> Frame:
     return _frame(END, level)
 
 
-def _frame(raw: bytes | bytearray, level: int) -> Frame:
+def _frame(raw: bytes, level: int) -> Frame:
     data = zstandard.ZstdCompressor(level=level, write_checksum=True).compress(raw)
     return Frame(data, hashlib.sha256(data).hexdigest(), len(raw))
 
 
-def _tar_bytes(segment: Segment, chain: Chain | None) -> Iterator[bytes | memoryview]:
+def _tar_bytes(segment: Segment, chain: Chain | None) -> Iterator[bytes]:
     for piece in segment.pieces:
         entry = piece.member.entry
         if entry.type != "file" or entry.size == 0:
@@ -94,8 +92,10 @@ def _tar_bytes(segment: Segment, chain: Chain | None) -> Iterator[bytes | memory
         zeros = holes.zero_blocks(data, len(data)) if entry.sparse else []
         if piece.is_first:
             yield header(entry, _sparse_map(piece, zeros) if entry.sparse else None)
-        view = memoryview(data)
-        yield from (view[start : start + length] for start, length in holes.data_ranges(zeros, len(data)))
+        if zeros:
+            yield from (data[start : start + length] for start, length in holes.data_ranges(zeros, len(data)))
+        else:
+            yield data
         if piece.is_last:
             yield padding(entry.size)  # what a sparse file leaves out is whole tar blocks
 

@@ -36,9 +36,8 @@ def header(entry: Entry, ranges: Ranges | None = None) -> bytes:
     if entry.type == "hardlink":
         target = b"./" + target
     size = entry.size
-    records: dict[bytes, bytes] = {
-        b"SCHILY.xattr." + key.encode("utf-8", "surrogateescape"): value for key, value in entry.xattrs
-    }
+    xattrs = () if entry.type == "hardlink" else entry.xattrs
+    records = {b"SCHILY.xattr." + key.encode("utf-8", "surrogateescape"): value for key, value in xattrs}
     sparse_map = b""
     if ranges is not None:
         sparse_map = _padded(b"%d\n" % len(ranges) + b"".join(b"%d\n%d\n" % pair for pair in ranges))

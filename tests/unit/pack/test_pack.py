@@ -6,7 +6,9 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import tarfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -362,6 +364,52 @@ def test_the_bill_of_materials(tmp_path: Path) -> None:
     assert found["vllm"]["licenses"] == [{"license": {"id": "Apache-2.0"}}]
     assert (found["driver.run"]["type"], found["driver.run"]["hashes"][0]["content"]) == ("file", "c" * 64)
     assert found["driver.run"]["externalReferences"][0]["url"] == "https://us.download.nvidia.com/driver.run"
+
+
+def test_the_bill_of_materials_is_valid(tree: Path, tmp_path: Path) -> None:
+    validation = pytest.importorskip("cyclonedx.validation.json")
+    schema = pytest.importorskip("cyclonedx.schema")
+    make([tree], tmp_path / "out")
+    text = (tmp_path / "out/demo_1_amd64.cdx.json").read_text()
+    try:
+        errors = validation.JsonStrictValidator(schema.SchemaVersion.V1_6).validate_str(text)
+    except Exception as error:
+        if type(error).__name__ != "MissingOptionalDependencyException":
+            raise
+        pytest.skip(str(error))
+    assert errors is None
+
+
+PACK_FOREVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_pack import make
+print("ready", flush=True)
+for number in range(10_000):
+    make([Path(sys.argv[1]) / "base", Path(sys.argv[1]) / str(number % 2)], Path(sys.argv[1]) / "out")
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.03, 0.1, 0.17, 0.29, 0.41])
+def test_a_kill_at_any_moment_leaves_nothing_wrong(tree: Path, tmp_path: Path, seconds: float) -> None:
+    for name in ("0", "1"):
+        tree_of(tmp_path / name, {"etc/hostname": name.encode()})
+    script = [sys.executable, "-c", PACK_FOREVER, str(tmp_path), str(Path(__file__).parent)]
+    with subprocess.Popen(script, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(seconds)
+        process.kill()
+    out = tmp_path / "out"
+    if (out / "SHA256SUMS").exists():
+        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=out, check=True)
+    template = out / "demo_1_amd64.tar.zst"
+    if template.exists():
+        told = json.loads((out / "demo_1_amd64.manifest.json").read_text())
+        assert told["sha256"] == hashlib.sha256(template.read_bytes()).hexdigest()
+    make([tree], out)
+    assert len(os.listdir(out)) == 4
 
 
 def test_zeros_are_packed_as_holes(tmp_path: Path) -> None:
