@@ -18,11 +18,15 @@ CHUNK = 1 << 20
 
 @contextmanager
 def guarded(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a BuilderError that names the path and the way out."""
+    """Turn an OSError of the block, told by another package or not, into one that names path and way out."""
     try:
         yield
     except OSError as error:
         raise failure(error, path) from error
+    except BuilderError as error:
+        if error.hint is None and isinstance(error.__cause__, OSError):
+            raise failure(error.__cause__, path) from error
+        raise
 
 
 def failure(error: OSError, path: Path) -> BuilderError:

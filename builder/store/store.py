@@ -233,9 +233,9 @@ class Store:
             "files": files,
             "facts": dict(facts),
         }
-        index.save(folder / "index")
         final = self.root / "layers" / self.idmap / draft.key
         with guarded(final):
+            index.save(folder / "index")
             sync(folder / "index")
             write_durably(folder / "meta.json", [json.dumps(meta, sort_keys=True).encode()])
             self.folder("layers", self.idmap)

@@ -67,12 +67,11 @@ def _unpack(store: Store, name: str, wanted: _Tool, folder: Path) -> None:
             )
     with store.scratch() as scratch:
         made = scratch / "tool"
-        with guarded(made):
-            made.mkdir(mode=0o755)
-        for blob in wanted.wheels:
-            extract(store.path(blob.sha256), made / "tree")
-        scan(made / "tree").save(made / "index")
         with guarded(folder):
+            made.mkdir()
+            for blob in wanted.wheels:
+                extract(store.path(blob.sha256), made / "tree")
+            scan(made / "tree").save(made / "index")
             store.folder("tools", store.idmap)
             try:
                 os.rename(made, folder)

@@ -54,7 +54,7 @@ def test_a_store_that_nobody_used_is_not_made(store: Store) -> None:
     assert not store.root.exists()
 
 
-@settings(max_examples=30)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=5))
 def test_a_stream_is_known_by_its_hash(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes]) -> None:
     store = Store(tmp_path_factory.mktemp("store"))

@@ -172,19 +172,19 @@ def test_verify_removes_what_has_no_name(filled: Store) -> None:
     assert [damage.name for damage in upkeep.verify(filled)] == ["stray"]
 
 
-def test_a_hundred_thousand_blobs_are_quick(store: Store) -> None:
+def test_many_blobs_are_quick(store: Store) -> None:
     content = store.folder("blobs", "sha256")
     for number in range(256):
         folder = content / f"{number:02x}"
         folder.mkdir()
         first = folder / f"{number:02x}{'0' * 62}"
         first.touch()
-        for other in range(1, 391):
+        for other in range(1, 100):
             os.link(first, folder / f"{number:02x}{other:062x}")
     started = time.monotonic()
-    assert len(upkeep.ls(store)) > 100_000
+    assert len(upkeep.ls(store)) == 25_600
     assert upkeep.gc(store, older_than=30 * DAY, max_size=None).removed == ()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 5
 
 
 @pytest.fixture
