@@ -73,7 +73,7 @@ def ls(as_json: bool) -> None:
         console.print_table(("layer", "recipe", "stage", "size", "last used"), rows, right=("size", "last used"))
     for kind in upkeep.KINDS:
         found = _sum(items, kind)
-        click.echo(f"{found['count']} {kind}s, {console.human(found['size'])}")
+        click.echo(f"{_count(found['count'], kind)}, {console.human(found['size'])}")
     click.echo(f"{console.human(sum(item.size for item in items))} in {here.root}")
 
 
@@ -132,7 +132,7 @@ def gc(older_than: int | None, max_size: int | None, dry_run: bool, as_json: boo
         kept = {"count": done.kept, "size": done.kept_size, "in_use": done.in_use}
         console.print_json({"removed": removed, "size": done.size, "kept": kept, "dry_run": dry_run})
         return
-    counts = [f"{count} {kind}s" for kind in upkeep.KINDS if (count := _sum(done.removed, kind)["count"])]
+    counts = [_count(count, kind) for kind in upkeep.KINDS if (count := _sum(done.removed, kind)["count"])]
     verb = "would remove" if dry_run else "removed"
     click.echo(
         f"{verb} {', '.join(counts) or 'nothing'}, {console.human(done.size)}; "
@@ -143,6 +143,10 @@ def gc(older_than: int | None, max_size: int | None, dry_run: bool, as_json: boo
 def _sum(items: Sequence[Item], kind: str) -> dict[str, int]:
     sizes = [item.size for item in items if item.kind == kind]
     return {"count": len(sizes), "size": sum(sizes)}
+
+
+def _count(count: int, kind: str) -> str:
+    return f"{count} {kind}" if count == 1 else f"{count} {kind}s"
 
 
 def _row(item: Item, facts: Mapping[str, Any]) -> tuple[str, ...]:

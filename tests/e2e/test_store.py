@@ -254,7 +254,7 @@ print(store.add_stream([NEW]))
         ["/usr/bin/env", f"BUILDER_STORE={root}", *_builder(ordinary_user), "gc", "--max-size", "0"]
     )
     assert done.returncode == 0, done.stderr.decode()
-    assert b"removed 4 blobs, 1 layers" in done.stdout
+    assert b"removed 4 blobs, 1 layer" in done.stdout
     assert not (root / "layers" / first[1].split()[1] / KEY).exists()
     assert (root / "layers/root" / KEY / "tree/file").exists()
 

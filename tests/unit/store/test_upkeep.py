@@ -199,7 +199,7 @@ def test_the_command_ls(command) -> None:
     out = command("ls").output
     assert "111111111111  tiny    base" in out
     assert "4 d ago" in out
-    assert "3 blobs, 300 B\n1 layers, 1000 B\n" in out
+    assert "3 blobs, 300 B\n1 layer, 1000 B\n" in out
     found = json.loads(command("ls", "--json").stdout)
     assert found["sums"]["blob"] == {"count": 3, "size": 300}
     assert [(layer["key"], layer["recipe"], layer["stage"]) for layer in found["layers"]] == [(KEY, "tiny", "base")]
@@ -218,8 +218,8 @@ def test_the_command_verify(command, filled: Store) -> None:
 
 def test_the_command_gc(command) -> None:
     assert command("gc").output.startswith("removed nothing, 0 B; 1.3 KiB kept")
-    assert "would remove 1 blobs, 1 layers, 1.1 KiB" in command("gc", "--older-than", "60h", "--dry-run").output
-    assert "removed 3 blobs, 1 layers" in command("gc", "--max-size", "0").output
+    assert "would remove 1 blob, 1 layer, 1.1 KiB" in command("gc", "--older-than", "60h", "--dry-run").output
+    assert "removed 3 blobs, 1 layer" in command("gc", "--max-size", "0").output
     done = json.loads(command("gc", "--max-size", "1G", "--json").stdout)
     assert (done["removed"], done["kept"]["count"]) == ([], 0)
 
