@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from builder import tree
@@ -13,9 +12,8 @@ from builder.recipe.keys import Key, Type
 from builder.recipe.model import Recipe, Stage
 from builder.recipe.tables import source
 from builder.sandbox.spec import Bind
-from builder.stage import locked_url, templates, users
+from builder.stage import entries, templates, users
 from builder.stage.kind import Context, Inputs, Kind
-from builder.stage.locked_url import is_url
 from builder.stage.members import Members, unpack_command, wrong_path
 
 _ARCHIVE = re.compile(r"\.(tar|tar\.(gz|xz|zst)|tgz|txz|tzst|zip)$")
@@ -25,7 +23,7 @@ _MODE = re.compile(r"(?P<mode>0?[0-7]{3,4})( (?P<owner>[A-Za-z0-9_.-]+:[A-Za-z0-
 
 def _requests(recipe: Recipe, stage: Stage) -> Sequence[Request]:
     """The `[[Url]]` tables that ExtraTrees names."""
-    return [locked_url.request(recipe, entry) for entry in stage.params["ExtraTrees"] if is_url(entry)]
+    return [entries.request(recipe, entry) for entry in stage.params["ExtraTrees"] if entries.is_url(entry)]
 
 
 def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
@@ -36,13 +34,14 @@ def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
     params = stage.params
     where = f"stage {stage.name}"
     users.check(params["Users"], where)
-    templates.render([_file(recipe, entry) for entry in params["Templates"]], params["Values"])
-    copied = [entry for entry in params["ExtraTrees"] if not is_url(entry)]
-    names = {source(entry) for entry in (*copied, *params["Templates"], *params["PostInstallationScripts"])}
+    templates.render([entries.file(recipe, entry) for entry in params["Templates"]], params["Values"])
+    copied = [entry for entry in params["ExtraTrees"] if not entries.is_url(entry)]
+    taken = {source(entry): entries.file(recipe, entry) for entry in (*copied, *params["Templates"])}
+    scripts = {name: entries.script(recipe, name) for name in params["PostInstallationScripts"]}
     return Inputs(
         params=dict(params),
-        blobs=tuple(locked_url.locked(recipe, lock, entry) for entry in params["ExtraTrees"] if is_url(entry)),
-        files={name: _file(recipe, name) for name in sorted(names)},
+        blobs=tuple(entries.locked(recipe, lock, entry) for entry in params["ExtraTrees"] if entries.is_url(entry)),
+        files={**taken, **scripts},
     )
 
 
@@ -72,8 +71,8 @@ def _build(context: Context) -> None:
 def _extra_trees(context: Context, members: Members) -> None:
     blobs = iter(context.inputs.blobs)
     for number, entry in enumerate(context.inputs.params["ExtraTrees"]):
-        target = _target(entry)
-        if is_url(entry):
+        target = entries.target(entry)
+        if entries.is_url(entry):
             blob = next(blobs)
             place, name = context.blob(blob), blob.filename
         else:
@@ -94,7 +93,7 @@ def _templates(context: Context, members: Members) -> None:
     places = [context.inputs.files[source(entry)] for entry in params["Templates"]]
     texts = templates.render(places, params["Values"])
     for entry, place, text in zip(params["Templates"], places, texts, strict=True):
-        members.file(_target(entry), text.encode(), executable=bool(place.stat().st_mode & 0o100))
+        members.file(entries.target(entry), text.encode(), executable=bool(place.stat().st_mode & 0o100))
 
 
 def _masks(context: Context, members: Members) -> None:
@@ -127,17 +126,6 @@ def _scripts(context: Context) -> None:
         )
 
 
-def _file(recipe: Recipe, entry: str) -> Path:
-    return (recipe.directory / source(entry)).resolve()
-
-
-def _target(entry: str) -> str:
-    """The target of ``SOURCE:TARGET`` or ``url:NAME:TARGET``; the root when not given, as in mkosi."""
-    parts = entry.split(":", 2 if is_url(entry) else 1)
-    wanted = 3 if is_url(entry) else 2
-    return parts[-1] if len(parts) == wanted else "/"
-
-
 def _each(check: Callable[[str], str | None]) -> Callable[[Any], str | None]:
     """A check of a list or table from one of its texts (a table's names)."""
     return lambda value: next((f"{text!r} {wrong}" for text in value if (wrong := check(text)) is not None), None)
@@ -157,9 +145,9 @@ def _wrong_modes(value: Any) -> str | None:
 
 
 def _wrong_template(entry: str) -> str | None:
-    if ":" not in entry or is_url(entry):
+    if ":" not in entry or entries.is_url(entry):
         return "must be SOURCE:TARGET"
-    return wrong_path(_target(entry))
+    return wrong_path(entries.target(entry))
 
 
 KIND = Kind(
@@ -173,7 +161,7 @@ KIND = Kind(
             "SOURCE:TARGET, or url:NAME:TARGET for a locked [[Url]]: a folder, a file, or an archive to unpack.",
             is_file=True,
             mkosi="Content",
-            check=_each(lambda entry: wrong_path(_target(entry))),
+            check=_each(lambda entry: wrong_path(entries.target(entry))),
         ),
         Key(
             "Templates",

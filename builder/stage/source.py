@@ -15,7 +15,7 @@ from builder.lock.model import Lock, Request
 from builder.recipe.keys import Key, Type
 from builder.recipe.model import Recipe, Stage
 from builder.sandbox.spec import Bind
-from builder.stage import locked_url
+from builder.stage import entries
 from builder.stage.kind import Context, Inputs, Kind
 from builder.stage.members import Members, unpack_command, wrong_path
 
@@ -24,7 +24,7 @@ _FOLDERS = {"SRCDIR": "src", "BUILDDIR": "build", "DESTDIR": "dest"}
 
 
 def _requests(recipe: Recipe, stage: Stage) -> Sequence[Request]:
-    return (locked_url.request(recipe, stage.params["Source"]),)
+    return (entries.request(recipe, stage.params["Source"]),)
 
 
 def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
@@ -33,8 +33,8 @@ def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
         raise UsageError("has no BuildScripts", where=f"stage {stage.name}")
     return Inputs(
         params=dict(stage.params),
-        blobs=(locked_url.locked(recipe, lock, stage.params["Source"]),),
-        files={name: (recipe.directory / name).resolve() for name in scripts},
+        blobs=(entries.locked(recipe, lock, stage.params["Source"]),),
+        files={name: entries.script(recipe, name) for name in scripts},
     )
 
 

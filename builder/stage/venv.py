@@ -12,6 +12,7 @@ from builder.errors import BuilderError, UsageError
 from builder.lock.model import Blob, Lock, VenvRequest, Wheel
 from builder.recipe.keys import Key, Type
 from builder.recipe.model import Recipe, Stage, Venv
+from builder.recipe.tables import did_you_mean
 from builder.sandbox.spec import Bind
 from builder.stage.kind import Context, Inputs
 from builder.store.tools import tool_blobs
@@ -48,7 +49,8 @@ def select(venv: Venv, stage: Stage, lock: Lock, only: Sequence[str], excluded: 
         raise BuilderError(f"the lock has no [[Venv]] {venv.name}", where=where, hint="run `builder lock`")
     for pattern in (*only, *excluded):
         if not any(fnmatchcase(wheel.name, pattern) for wheel in wheels):
-            raise UsageError(f'no wheel of [[Venv]] {venv.name} is called "{pattern}"', where=where)
+            hint = did_you_mean(pattern, [wheel.name for wheel in wheels])
+            raise UsageError(f'no wheel of [[Venv]] {venv.name} is called "{pattern}"', where=where, hint=hint)
     taken = [
         wheel
         for wheel in sorted(wheels, key=lambda wheel: wheel.name)
