@@ -37,7 +37,7 @@ from builder.store.tools import tool, tool_blobs
 @click.command()
 @recipe_argument
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 when recipe and lock disagree.")
-@click.option("--diff", is_flag=True, help="Change nothing; show what taking the newest of everything would change.")
+@click.option("--diff", is_flag=True, help="Change nothing; show what --upgrade-all would, or the given --upgrade.")
 @click.option("--upgrade", multiple=True, metavar="NAME", help="Let this package or file move, and no other.")
 @click.option("--upgrade-all", is_flag=True, help="Take the newest of everything that the recipe allows.")
 @click.option(
@@ -90,11 +90,8 @@ def lock(
     if changes and (old or diff):
         rows = [(change.kind, change.of, change.name, change.old or "-", change.new or "-") for change in changes]
         console.print_table(("kind", "of", "name", "old", "new"), rows)
-    if diff:
-        click.echo(f"{len(changes)} changes")
-    else:
-        state = f"{len(changes)} changes" if changes else "written" if written else "unchanged"
-        click.echo(f"{folder / 'lock.toml'}: {_counts(new)} ({state})")
+    state = f"{len(changes)} changed" if changes else "written" if written else "unchanged"
+    click.echo(f"{folder / 'lock.toml'}: {_counts(new)} ({'new' if old is None else state})")
 
 
 def _variants(path: Path) -> tuple[Recipe, ...]:
@@ -152,7 +149,7 @@ def _result(folder: Path, lock: Lock, changes: Sequence[locks.Change], written: 
 
 @contextmanager
 def _resolvers(variants: Sequence[Recipe], resolver: str, progress: Progress) -> Iterator[Resolvers]:
-    """The real resolvers; the base of a variant is built when its first environment needs it."""
+    """The real resolvers; the base of a variant is built when the first command is run in it."""
     session = web.new_session(JOBS)
     owners = {
         request.id: each
@@ -174,11 +171,15 @@ def _resolvers(variants: Sequence[Recipe], resolver: str, progress: Progress) ->
 
         def venv(request: VenvRequest, lock: Lock, known: Sequence[Wheel], upgrade: Collection[str]) -> Sequence[Wheel]:
             recipe = owners[request.id]
-            if recipe.variant not in runs:
-                runs[recipe.variant] = stack.enter_context(_run(recipe, lock, progress))
+
+            def run(argv: Sequence[str], *, env: Mapping[str, str], folder: Path) -> None:
+                if recipe.variant not in runs:
+                    runs[recipe.variant] = stack.enter_context(_run(recipe, lock, progress))
+                runs[recipe.variant](argv, env=env, folder=folder)
+
             return resolve_venv(
                 request,
-                run=runs[recipe.variant],
+                run=run,
                 session=session,
                 environ=os.environ,
                 progress=progress,

@@ -12,6 +12,7 @@ from builder.lock.archive import newest_snapshot
 from builder.lock.compare import record, stale
 from builder.lock.model import Blob, Deb, DebRequest, Lock, Request, UrlRequest, VenvRequest, Wheel
 from builder.recipe.model import Distribution
+from builder.recipe.tables import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def resolve(
     """
     old = old or Lock(recipe, "")
     upgrade = None if upgrade is None else frozenset(map(_name, upgrade))
-    if unknown := sorted((upgrade or frozenset()) - _names(old)):
-        raise UsageError(f"the lock has no {unknown[0]}", where="--upgrade", hint="see `builder lock --help`")
+    names = _names(old)
+    if unknown := sorted((upgrade or frozenset()) - names):
+        raise UsageError(f"the lock has no {unknown[0]}", where="--upgrade", hint=did_you_mean(unknown[0], names))
 
     def holds(request: Request, names: Collection[str]) -> bool:
         return upgrade is not None and not upgrade.intersection(names) and not stale(old, [request], distribution)

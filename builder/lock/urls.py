@@ -28,7 +28,7 @@ def resolve_url(request: UrlRequest, session: requests.Session, progress: Progre
     with web.get(session, request.url, {"Accept-Encoding": "identity"}) as response:
         length = response.headers.get("Content-Length", "")
         expected = int(length) if length.isdecimal() else None
-        with progress.task(f"url {request.id}", expected) as task:
+        with progress.task(f"{request.id}: reading", expected) as task:
             for chunk in response.iter_content(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)

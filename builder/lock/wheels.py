@@ -49,14 +49,14 @@ def resolve_venv(
     pins = {wheel.name: Version(wheel.version) for wheel in known}
     moving = set(map(canonicalize_name, upgrade))
     staying = {name: version for name, version in pins.items() if name not in moving}
-    with progress.task(f"wheels {request.id}", unit="packages") as task, tempfile.TemporaryDirectory() as folder:
-        task.note("uv resolves")
+    with tempfile.TemporaryDirectory(prefix="builder-lock-") as folder:
         bench = Bench(request, Path(folder), run, environ)
         interpreter = bench.interpreter()
-        resolved = bench.uv(preferred=staying, fixed=staying if moving else {})
+        with progress.task(f"{request.id}: uv resolves"):
+            resolved = bench.uv(preferred=staying, fixed=staying if moving else {})
         if resolver == "pip-tools":
-            task.note("pip-compile confirms")
-            _agree(request, resolved, bench.pip_compile(fixed=resolved))
+            with progress.task(f"{request.id}: pip-compile confirms"):
+                _agree(request, resolved, bench.pip_compile(fixed=resolved))
     limit = moment(request.exclude_newer)
 
     def lock(name: str) -> Wheel:
@@ -64,7 +64,10 @@ def resolve_venv(
         return index.choose(found, name, resolved[name], interpreter, limit)
 
     wheels = []
-    with progress.task(f"files {request.id}", len(resolved), "packages") as task, ThreadPoolExecutor(JOBS) as pool:
+    with (
+        progress.task(f"{request.id}: index", len(resolved), "pages") as task,
+        ThreadPoolExecutor(JOBS) as pool,
+    ):
         for wheel in pool.map(lock, sorted(resolved)):
             wheels.append(wheel)
             task.advance(1)

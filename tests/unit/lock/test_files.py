@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tomli
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.errors import BuilderError
@@ -71,6 +71,7 @@ def locks(draw: st.DrawFn) -> Lock:
     return Lock("demo", draw(words), requests, *parts)
 
 
+@settings(max_examples=40)
 @given(locks())
 def test_every_lock_survives_its_text(lock: Lock) -> None:
     assert decode(tomli.loads(render(lock)), Path("lock.toml")) == normal(lock)
