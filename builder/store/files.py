@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from builder.errors import BuilderError
 
@@ -37,16 +38,24 @@ def failure(error: OSError, path: Path) -> BuilderError:
         hint = "set BUILDER_STORE to a folder of yours"
     else:
         hint = None
-    return BuilderError(error.strerror or str(error), where=error.filename or path, hint=hint)
+    return BuilderError(error.strerror or str(error), where=error.filename2 or error.filename or path, hint=hint)
 
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, 64 hex digits. Raises OSError."""
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
+    with open_unmarked(path) as file:
         for chunk in chunks(file.fileno()):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def open_unmarked(path: Path) -> IO[bytes]:
+    """Open a file to read it, which does not count as a use (open(2), O_NOATIME). Raises OSError."""
+    try:
+        return open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NOATIME))
+    except PermissionError:  # for its owner only
+        return open(path, "rb", buffering=0)
 
 
 def chunks(fd: int) -> Iterator[bytes]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -86,12 +86,14 @@ def reading(session: requests.Session, url: str, offset: int) -> Iterator[Body]:
 @contextmanager
 def _file(url: str, offset: int) -> Iterator[Body]:
     try:
-        fd = os.open(Path(unquote(urlsplit(url).path)), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(unquote(urlsplit(url).path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise RefusedError(error.strerror or str(error), gone=isinstance(error, FileNotFoundError)) from error
     try:
-        start = os.lseek(fd, offset, os.SEEK_SET)
-        yield Body(start, os.fstat(fd).st_size, chunks(fd))
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise RefusedError("is not a regular file")
+        yield Body(os.lseek(fd, offset, os.SEEK_SET), status.st_size, chunks(fd))
     finally:
         os.close(fd)
 

@@ -27,11 +27,12 @@ class Layer:
         return Index.load(self.tree.parent / "index")
 
     def changed(self) -> list[str]:
-        """Paths of members that are not as they were captured, by stat data; `index` when that file is damaged."""
+        """Paths of members that are not as they were captured, by stat data; `index` or `meta.json` when that is damaged."""
         try:
-            return changed(self.index(), self.tree)
+            index = self.index()
         except BuilderError:
             return ["index"]
+        return ["meta.json"] if index.digest != self.digest else changed(index, self.tree)
 
 
 @dataclass(frozen=True)

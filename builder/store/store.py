@@ -5,9 +5,10 @@
     tools/IDMAP/KEY/{tree/,index}            unpacked wheels of the builder's own tools
     tmp/session-*/                           one running builder's unfinished work
     tmp/partial/HEX                          a download that the next run goes on with
+    tmp/logs/NAME                            what a stage that failed last said
     lock                                     see `builder.store.session`
 
-The mtime of a blob, of a layer's meta.json and of a tool's index says when it was last used.
+The atime of a blob, of a layer's meta.json and of a tool's index says when it was last used.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import stat
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,7 +31,7 @@ from builder import canonical
 from builder.errors import BuilderError
 from builder.lock.model import Blob
 from builder.store import session
-from builder.store.files import chunks, guarded, remove_tree, sha256_of, sync, write_durably
+from builder.store.files import chunks, guarded, open_unmarked, remove_tree, sha256_of, sync, write_durably
 from builder.store.layer import Draft, Layer
 from builder.tree import Index
 
@@ -107,9 +109,10 @@ class Store:
         _ = self.session
         with guarded(path), locked_shared(self.root):
             try:
+                found = os.lstat(path)
                 with suppress(PermissionError):
-                    os.utime(path, follow_symlinks=False)
-                return os.lstat(path)
+                    os.utime(path, ns=(time.time_ns(), found.st_mtime_ns), follow_symlinks=False)
+                return found
             except FileNotFoundError:
                 return None
 
@@ -266,7 +269,8 @@ def locked_shared(root: Path) -> Any:
 def read_layer(folder: Path) -> Layer | None:
     """The layer in `folder` without marking it; None when it is not complete."""
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
+        with open_unmarked(folder / "meta.json") as file:
+            meta = json.load(file)
         if meta["format"] != _META_FORMAT:
             return None
         return Layer(folder.name, folder / "tree", meta["digest"], meta["size"], meta["files"], meta["facts"])

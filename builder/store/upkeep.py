@@ -21,7 +21,7 @@ from builder import tree
 from builder.errors import BuilderError
 from builder.progress import Progress, Silent
 from builder.store import session
-from builder.store.files import guarded, remove_tree, sha256_of
+from builder.store.files import guarded, open_unmarked, remove_tree, sha256_of
 from builder.store.store import Store
 from builder.tree import Index
 
@@ -134,7 +134,7 @@ def _blobs(store: Store) -> Iterator[Item]:
         for entry in _entries(folder.path):
             with suppress(FileNotFoundError):
                 found = entry.stat(follow_symlinks=False)
-                yield Item("blob", entry.name, Path(entry.path), found.st_size, found.st_mtime_ns)
+                yield Item("blob", entry.name, Path(entry.path), found.st_size, found.st_atime_ns)
 
 
 def _trees(store: Store, kind: str) -> Iterator[Item]:
@@ -143,7 +143,7 @@ def _trees(store: Store, kind: str) -> Iterator[Item]:
         path = Path(entry.path)
         with suppress(FileNotFoundError):
             try:
-                used = os.stat(path / stamp).st_mtime_ns
+                used = os.stat(path / stamp).st_atime_ns
             except (FileNotFoundError, NotADirectoryError):
                 used = entry.stat(follow_symlinks=False).st_mtime_ns
             yield Item(kind, entry.name, path, _tree_size(path), used)
@@ -151,7 +151,8 @@ def _trees(store: Store, kind: str) -> Iterator[Item]:
 
 def _tree_size(path: Path) -> int:
     try:
-        return int(json.loads((path / "meta.json").read_bytes())["size"])
+        with open_unmarked(path / "meta.json") as file:
+            return int(json.load(file)["size"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     try:

@@ -286,6 +286,12 @@ def test_file_urls(store: Store, tmp_path: Path) -> None:
     assert store.path(wanted.sha256).read_bytes() == CONTENT
 
 
+def test_a_file_url_of_a_pipe_is_refused(store: Store, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BuilderError, match="/pipe: is not a regular file"):
+        fetch(store, [blob(CONTENT, (tmp_path / "pipe").as_uri())])
+
+
 def test_another_scheme_is_refused(store: Store) -> None:
     with pytest.raises(BuilderError, match="ftp://host/a: is not an http, https or file URL"):
         fetch(store, [blob(CONTENT, "ftp://host/a")])
