@@ -22,10 +22,10 @@ def write(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path], r
     """
     copy(folder, blobs, locate)
     index = "\n".join(_paragraphs(folder, blobs)).encode(errors="surrogateescape")
-    (folder / "Packages").write_bytes(index)
     listed = f" {hashlib.sha256(index).hexdigest()} {len(index)} Packages"
     # without the release's name apt finds no essential package for mmdebstrap
     lines = (f"Suite: {release}", f"Codename: {release}", "Date: Thu, 01 Jan 1970 00:00:00 UTC", "SHA256:", listed, "")
+    (folder / "Packages").write_bytes(index)
     (folder / "Release").write_text("\n".join(lines))
 
 

@@ -14,11 +14,22 @@ from builder.stage import aptrepo, debs
 from builder.stage.kind import Context, Inputs, Kind
 
 _ROOT = "/run/builder/root"
-_MERGED = ("bin", "lib", "lib64", "sbin")
-"""What a merged /usr links to itself. Must be there before the first package is unpacked."""
-_DPKG_OPTIONS = "etc/dpkg/dpkg.cfg.d/builder"
-_OF_HOST = ("etc/apt/sources.list", "etc/hostname", "etc/resolv.conf", _DPKG_OPTIONS)
-"""What mmdebstrap copies from the machine that it runs on, or was told for this run alone."""
+_SETUP = """\
+cd "$1"
+mkdir -p usr/bin usr/lib usr/lib64 usr/sbin
+ln -s usr/bin usr/lib usr/lib64 usr/sbin .
+echo force-unsafe-io >etc/dpkg/dpkg.cfg.d/builder
+echo 'APT::Sandbox::User "root";' >etc/apt/apt.conf.d/builder"""
+"""The links of a merged /usr must be there before the first package is unpacked. apt would otherwise give up root or
+not, and so leave folders with other owners, as permissions of folders outside of the root happen to be."""
+_DROPPED = (
+    "etc/apt/apt.conf.d/builder",
+    "etc/apt/sources.list",
+    "etc/dpkg/dpkg.cfg.d/builder",
+    "etc/hostname",
+    "etc/resolv.conf",
+)
+"""What serves this run alone, or is copied from the machine that it runs on."""
 
 
 def _requests(recipe: Recipe, stage: Stage) -> Sequence[Request]:
@@ -62,12 +73,6 @@ def _build(context: Context) -> None:
     params, upper = context.inputs.params, context.upper
     repository = context.scratch / "repo"
     aptrepo.write(repository, context.inputs.blobs, context.blob, params["Release"])
-    for name in _MERGED:
-        (upper / "usr" / name).mkdir(parents=True)
-        (upper / name).symlink_to(f"usr/{name}")
-    options = upper / _DPKG_OPTIONS
-    options.parent.mkdir(parents=True)
-    options.write_text("force-unsafe-io\n")
     context.run(
         [
             "mmdebstrap",
@@ -75,21 +80,24 @@ def _build(context: Context) -> None:
             "--variant=apt",
             "--format=directory",
             "--verbose",
-            "--skip=check/empty,check/signed-by",
+            "--skip=check/signed-by",
             f"--architectures={context.recipe.distribution.architecture}",
             f"--include={','.join(params['Locked'])}",
+            f"--setup-hook={_SETUP}",
             f'--customize-hook=chroot "$1" apt-mark auto {" ".join(debs.automatic(params))}',
             params["Release"],
             _ROOT,
             f"deb [trusted=yes] copy://{aptrepo.PLACE} ./",
         ],
-        env={"HOME": "/run/builder"},  # dpkg reads .dpkg.cfg there
+        env=debs.ENVIRONMENT,
         binds=[Bind(repository, aptrepo.PLACE), Bind(upper, _ROOT, writable=True)],
         host_root=True,
     )
-    for name in _OF_HOST:
+    for name in _DROPPED:
         (upper / name).unlink(missing_ok=True)
-    (upper / f"etc/apt/sources.list.d/{params['Distribution']}.sources").write_text(params["Sources"])
+    sources = upper / f"etc/apt/sources.list.d/{params['Distribution']}.sources"
+    sources.write_text(params["Sources"])
+    sources.chmod(0o644)
     debs.clean(upper, with_docs=params["WithDocs"])
     debs.check(params["Locked"], debs.installed(upper / debs.STATUS.lstrip("/")), context.stage)
 

@@ -17,6 +17,10 @@ from builder.recipe.model import Recipe, Stage
 STATUS = "/var/lib/dpkg/status"
 POLICY = "/usr/sbin/policy-rc.d"
 
+ENVIRONMENT = {"HOME": "/run/builder", "PYTHONDONTWRITEBYTECODE": "1"}
+"""For every installation: dpkg finds no .dpkg.cfg of the host's user, and what byte-compiles on purpose, with hashes
+since SOURCE_DATE_EPOCH is set (py_compile), is not forestalled by what imports and writes time stamps."""
+
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?")
 
 _LEFTOVERS = (

@@ -57,7 +57,7 @@ def _build(context: Context) -> None:
         folder = context.scratch / "debs"
         aptrepo.copy(folder, context.inputs.blobs, context.blob)
         command = ["sh", "-c", _INSTALL, "sh", *debs.automatic(params)]
-        context.run(command, binds=[Bind(folder, aptrepo.PLACE)])
+        context.run(command, env=debs.ENVIRONMENT, binds=[Bind(folder, aptrepo.PLACE)])
         debs.clean(context.upper, with_docs=params["WithDocs"])
     debs.check({**before, **params["Locked"]}, debs.installed(context.lower(debs.STATUS)), context.stage)
 
