@@ -19,20 +19,27 @@ _NAMES = {
 
 
 def remember(store: Store, recipe: str, stage: str, body: Mapping[str, Any]) -> None:
-    """Keep `body`, the key's JSON of a stage that is now in the store, for the next `explain`."""
-    store.write_text(_place(recipe, stage), json.dumps(body, sort_keys=True))
+    """Keep `body`, the key's JSON of a stage that is now in the store, for the next `explain`; write only news."""
+    if _last(store, recipe, stage) != body:
+        store.write_text(_place(recipe, stage), json.dumps(body, sort_keys=True))
 
 
 def explain(store: Store, recipe: str, stage: str, body: Mapping[str, Any]) -> str:
     """What changed since the last build of this stage, as one phrase; for a stage that is not in the store."""
-    try:
-        last = json.loads((store.root / _place(recipe, stage)).read_text())
-    except FileNotFoundError:
+    last = _last(store, recipe, stage)
+    if last is None:
         return "never built in this store"
-    except ValueError:
-        return "the record of its last build is damaged"
     changes = list(_changes(last, body))
     return "changed: " + ", ".join(changes) if changes else "its layer is no longer in the store"
+
+
+def _last(store: Store, recipe: str, stage: str) -> dict[str, Any] | None:
+    """What `remember` kept; None when there is nothing that can be read."""
+    try:
+        last = json.loads((store.root / _place(recipe, stage)).read_text())
+    except (OSError, ValueError):
+        return None
+    return last if isinstance(last, dict) else None
 
 
 def _place(recipe: str, stage: str) -> Path:

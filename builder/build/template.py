@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ class Template:
     sha256: str
     size: int  # bytes
     fresh: bool  # False when it was there already
+    seconds: float = 0.0  # that packing took
 
 
 def current(recipe: Recipe, nodes: Sequence[Node], store: Store, folder: Path) -> Template | None:
@@ -53,6 +55,7 @@ def make(
 
     Raises BuilderError when a layer's file is not what was captured, or the disk is full.
     """
+    started = time.monotonic()
     below = EMPTY_STACK
     for stage in built:
         below = stack_digest(below, stage.layer.digest)
@@ -71,7 +74,7 @@ def make(
     )
     record = {"identity": _identity(recipe, below), "sha256": packed.sha256, "stat": _stat(packed.path)}
     store.write_text(_record(packed.path), json.dumps(record, sort_keys=True))
-    return Template(packed.path, packed.sha256, packed.size, fresh=True)
+    return Template(packed.path, packed.sha256, packed.size, fresh=True, seconds=time.monotonic() - started)
 
 
 def _identity(recipe: Recipe, stack: str) -> str:

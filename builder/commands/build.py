@@ -107,7 +107,13 @@ def _build(
 
 def _result(made: Template, built: Sequence[Built]) -> dict[str, Any]:
     stages = [
-        {"name": stage.node.stage.name, "key": stage.key, "digest": stage.layer.digest, "reason": stage.reason}
+        {
+            "name": stage.node.stage.name,
+            "key": stage.key,
+            "digest": stage.layer.digest,
+            "reason": stage.reason,
+            "seconds": round(stage.seconds, 2),
+        }
         for stage in built
     ]
     return {
@@ -115,6 +121,7 @@ def _result(made: Template, built: Sequence[Built]) -> dict[str, Any]:
         "sha256": made.sha256,
         "size": made.size,
         "fresh": made.fresh,
+        "pack_seconds": round(made.seconds, 2),
         "stages": stages,
     }
 

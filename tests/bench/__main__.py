@@ -1,0 +1,226 @@
+"""The builder against the by-hand way (mmdebstrap, uv, GNU tar | zstd -T0), in one run on one machine.
+
+    python -m tests.bench [--recipe smoke] [--json FILE] [--work FOLDER]
+
+Needs root, and the recipe's inputs in the store (`builder fetch`). Both ways start from the same files on disk, with
+nothing built, and make the same parts: a Debian root, a venv with bytecode, a `.tar.zst` of the same level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder.build import blobs, plan
+from builder.commands.common import locked
+from builder.console import human, print_table
+from builder.lock.model import Lock
+from builder.recipe.model import Recipe
+from builder.stage import KINDS
+from builder.store import Store, default_root
+from builder.store.tools import tool, tool_blobs
+
+HOUSE = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Took:
+    """One measured step."""
+
+    seconds: float
+    peak_kib: int = 0  # largest resident size of one process of it
+
+
+def measure(argv: Sequence[str], **options: Any) -> Took:
+    """Run `argv`, which must pass; wall time and the peak memory of its largest process."""
+    os.sync()
+    started = time.monotonic()
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, **options)
+    _, status, usage = os.wait4(process.pid, 0)
+    took = time.monotonic() - started
+    if status:
+        sys.exit(f"bench: {' '.join(map(str, argv))}: status {status}")
+    return Took(took, usage.ru_maxrss)
+
+
+def timed(work: Callable[[], None]) -> Took:
+    os.sync()
+    started = time.monotonic()
+    work()
+    return Took(time.monotonic() - started)
+
+
+def by_hand(recipe: Recipe, lock: Lock, store: Store, work: Path) -> dict[str, Took]:
+    """A root made step by step, as a careful person would with the same tools."""
+    repository, wheels, root = work / "repository", work / "wheels", work / "root"
+    base = recipe.stages[0]
+    for folder, locked_files in (
+        (repository, [deb.blob for deb in lock.debs[base.lock_id]]),
+        (wheels, [wheel.blob for wheel in lock.venvs.get(recipe.venvs[0].lock_id, ())]),
+    ):
+        folder.mkdir()
+        for blob in locked_files:
+            os.link(store.path(blob.sha256), folder / blob.filename)
+    packages = subprocess.run(
+        ["dpkg-scanpackages", "--multiversion", "."], cwd=repository, check=True, capture_output=True
+    )
+    (repository / "Packages").write_bytes(packages.stdout)
+    release = f"Suite: {recipe.distribution.release}\nCodename: {recipe.distribution.release}\n"
+    (repository / "Release").write_text(release)
+
+    steps = {}
+    include = ",".join(base.params["Packages"])
+    steps["base"] = measure(
+        [
+            "mmdebstrap",
+            "--quiet",
+            "--variant=apt",
+            f"--include={include}",
+            recipe.distribution.release,
+            str(root),
+            f"deb [trusted=yes] file://{repository} ./",
+        ]
+    )
+    venv = recipe.venvs[0]
+    requirements = HOUSE / "locks" / recipe.directory.name / f"wheels-{venv.name}.txt"
+    shutil.copy(requirements, root / "requirements.txt")
+    inside = root / "wheels"
+    inside.mkdir()
+    for wheel in wheels.iterdir():
+        os.link(wheel, inside / wheel.name)
+    shutil.copy(tool(store, "uv"), root / "uv")
+    script = (
+        f"{venv.python} -m venv --without-pip {venv.path} && UV_CACHE_DIR={venv.path}/.cache /uv pip install --quiet "
+        f"--offline --no-index --find-links /wheels --require-hashes --no-deps --compile-bytecode "
+        f"--python {venv.path}/bin/python -r /requirements.txt"
+    )
+    steps["wheels"] = measure(
+        ["unshare", "--mount", "chroot", str(root), "sh", "-c", f"mount -t proc proc /proc && {script}"]
+    )
+    for name in ("uv", "requirements.txt"):
+        (root / name).unlink()
+    shutil.rmtree(inside)
+    shutil.rmtree(root / venv.path.lstrip("/") / ".cache", ignore_errors=True)
+    steps["files"] = timed(lambda: _copy_files(recipe, root))
+    archive = f"tar -C {root} --numeric-owner -cf - . | zstd -q -{recipe.compression_level} -T0 -o {work}/hand.tar.zst"
+    steps["pack"] = measure(["sh", "-c", f"{archive} && sync {work}/hand.tar.zst"])
+    return steps
+
+
+def _copy_files(recipe: Recipe, root: Path) -> None:
+    for source in recipe.stages[-1].params.get("ExtraTrees", []):
+        folder = recipe.directory / source.rpartition(":")[0]
+        subprocess.run(["cp", "-a", "--no-preserve=ownership", f"{folder}/.", str(root)], check=True)
+
+
+def with_builder(recipe: Recipe, lock: Lock, store: Store, work: Path) -> tuple[dict[str, Took], dict[str, Any]]:
+    """The same through `builder build`, with a store that has the inputs and nothing else."""
+    project, fresh = work / "project", work / "store"
+    for name in (recipe.directory.name, "vllm-service"):
+        shutil.copytree(HOUSE / "recipes" / name, project / "recipes" / name)
+    shutil.copytree(HOUSE / "locks" / recipe.directory.name, project / "locks" / recipe.directory.name)
+    for blob in (*blobs(plan(recipe, lock, KINDS)), *tool_blobs()):
+        place = fresh / "blobs" / "sha256" / blob.sha256[:2] / blob.sha256
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            os.link(store.path(blob.sha256), place)
+    path = project / "recipes" / recipe.directory.name
+    argv = [sys.executable, "-c", "from builder.cli import main; main()", "build", str(path), "--json"]
+    env = {**os.environ, "BUILDER_STORE": str(fresh)}
+
+    steps = {}
+    with (work / "result.json").open("wb") as result:
+        steps["cold build and pack"] = measure_into(argv, result, env)
+    told = json.loads((work / "result.json").read_bytes())
+    steps["nothing changed"] = measure(argv, env=env)
+    files = path / recipe.stages[-1].params["ExtraTrees"][-1].rpartition(":")[0]
+    changed = next(file for file in sorted(files.rglob("*")) if file.is_file())
+    changed.write_bytes(changed.read_bytes() + b"\n")
+    steps["one file changed in the last stage"] = measure(argv, env=env)
+    return steps, told
+
+
+def measure_into(argv: Sequence[str], output: Any, env: dict[str, str]) -> Took:
+    os.sync()
+    started = time.monotonic()
+    process = subprocess.Popen(argv, stdout=output, env=env)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"bench: builder build: status {status}")
+    return Took(time.monotonic() - started, usage.ru_maxrss)
+
+
+def machine() -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HOUSE, capture_output=True, text=True, check=True)
+    memory = next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
+    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":unknown")
+    return {
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cpus": os.cpu_count(),
+        "cpu": model.partition(":")[2].strip(),
+        "memory_kib": int(memory),
+        "kernel": platform.release(),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench")
+    parser.add_argument("--recipe", default="smoke")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", type=Path)
+    chosen = parser.parse_args()
+    store = Store(default_root())
+    recipe, lock = locked(HOUSE / "recipes" / chosen.recipe, None)
+    place = chosen.work or store.root
+    about = machine()
+    with tempfile.TemporaryDirectory(dir=place, prefix="bench-") as folder:
+        work = Path(folder)
+        hand = by_hand(recipe, lock, store, work)
+        hand_size = (work / "hand.tar.zst").stat().st_size
+        shutil.rmtree(work / "root")
+        ours, told = with_builder(recipe, lock, store, work)
+    total = sum(step.seconds for step in hand.values())
+    figures = {
+        "recipe": chosen.recipe,
+        "machine": about,
+        "by_hand_s": {name: round(step.seconds, 2) for name, step in hand.items()},
+        "builder_s": {name: round(step.seconds, 2) for name, step in ours.items()},
+        "builder_stages_s": {stage["name"]: stage["seconds"] for stage in told["stages"]},
+        "builder_pack_s": told["pack_seconds"],
+        "cold_ratio": round(ours["cold build and pack"].seconds / total, 3),
+        "pack_ratio": round(told["pack_seconds"] / hand["pack"].seconds, 3),
+        "size": {"by_hand": hand_size, "builder": told["size"], "ratio": round(told["size"] / hand_size, 4)},
+        "builder_peak_mib": round(max(step.peak_kib for step in ours.values()) / 1024),
+    }
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures, indent=1) + "\n")
+    rows = [
+        (
+            "cold: build and pack",
+            f"{total:.1f} s",
+            f"{ours['cold build and pack'].seconds:.1f} s",
+            figures["cold_ratio"],
+        ),
+        ("pack", f"{hand['pack'].seconds:.1f} s", f"{told['pack_seconds']:.1f} s", figures["pack_ratio"]),
+        ("nothing changed", "", f"{ours['nothing changed'].seconds:.2f} s", ""),
+        ("one file changed", "", f"{ours['one file changed in the last stage'].seconds:.1f} s", ""),
+        ("size", human(hand_size), human(told["size"]), figures["size"]["ratio"]),
+        ("peak memory", "", f"{figures['builder_peak_mib']} MiB", ""),
+    ]
+    print_table((chosen.recipe, "by hand", "builder", "ratio"), rows, right=("by hand", "builder", "ratio"))
+
+
+main()
