@@ -94,12 +94,13 @@ def _build(context: Context) -> None:
         host_root=True,
     )
     for name in _DROPPED:
-        (upper / name).unlink(missing_ok=True)
-    sources = upper / f"etc/apt/sources.list.d/{params['Distribution']}.sources"
+        debs.within(upper, name).unlink(missing_ok=True)
+    sources = debs.within(upper, f"etc/apt/sources.list.d/{params['Distribution']}.sources")
+    sources.unlink(missing_ok=True)
     sources.write_text(params["Sources"])
     sources.chmod(0o644)
     debs.clean(upper, with_docs=params["WithDocs"])
-    debs.check(params["Locked"], debs.installed(upper / debs.STATUS.lstrip("/")), context.stage)
+    debs.check(params["Locked"], debs.installed(debs.within(upper, debs.STATUS.lstrip("/"))), context.stage)
 
 
 KIND = Kind(

@@ -129,17 +129,29 @@ def clean(root: Path, *, with_docs: bool) -> None:
     """
     for pattern in _LEFTOVERS:
         for path in root.glob(pattern):
-            _remove_file(path)
-    machine_id = root / "etc/machine-id"
-    if machine_id.is_file() and machine_id.stat().st_size:
+            _remove(root, path)
+    machine_id = within(root, "etc/machine-id")
+    if machine_id.is_file() and not machine_id.is_symlink():
         machine_id.write_bytes(b"")
     for folder in () if with_docs else _DOCUMENTATION:
         for path in (root / "usr/share" / folder).glob("**/*"):
             if not path.is_symlink() and path.name not in (_LICENCE, _ALIASES):
-                _remove_file(path)
+                _remove(root, path)
 
 
-def _remove_file(path: Path) -> None:
-    mode = path.lstat().st_mode
+def within(root: Path, name: str | Path) -> Path:
+    """The path of `name` (relative) in the layer at `root`.
+
+    Raises BuilderError when a package has put a link on the way there, which may lead out of the layer.
+    """
+    path = root / name
+    if path.parent.resolve() != root.resolve() / Path(name).parent:
+        raise BuilderError(f"a package has made /{Path(name).parent} lead elsewhere", where=root)
+    return path
+
+
+def _remove(root: Path, path: Path) -> None:
+    """Remove a file or link, but no whiteout."""
+    mode = within(root, path.relative_to(root)).lstat().st_mode
     if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
         path.unlink()

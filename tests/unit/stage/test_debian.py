@@ -1,0 +1,292 @@
+"""What the kinds debian and packages ask of the lock, and what they do around mmdebstrap and apt."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder.errors import BuilderError, UsageError
+from builder.lock.model import Blob, Deb, DebRequest, Lock
+from builder.recipe.model import Distribution, Recipe, Stage
+from builder.stage import KINDS, aptrepo, debs
+
+needs_dpkg = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="needs dpkg")
+HOST_TOOLS = {"apt": "2", "dpkg": "1", "mmdebstrap": "1.3"}
+
+
+def stage(name: str, kind: str, *packages: str, skip: str | None = None, docs: bool = False) -> Stage:
+    return Stage(name, kind, {"Packages": list(packages), "WithDocs": docs}, skip, "", 0, 60)
+
+
+def recipe(*stages: Stage) -> Recipe:
+    distribution = Distribution("debian", "bookworm", "amd64", "http://mirror/debian", "http://security", ("main",))
+    return Recipe(
+        directory=Path("/recipe"),
+        name="r",
+        version="1",
+        variant="",
+        variants=(),
+        source_date_epoch=1,
+        compression_level=3,
+        distribution=distribution,
+        target=None,
+        venvs=(),
+        urls=(),
+        stages=stages,
+    )
+
+
+def deb(name: str, version: str = "1") -> Deb:
+    return Deb(name, version, "amd64", "bookworm", Blob(name.ljust(64, "0"), 1, f"{name}_{version}_amd64.deb", ()))
+
+
+def requests(made: Recipe, number: int) -> list[Any]:
+    chosen = made.stages[number]
+    return list(KINDS[chosen.kind].requests(made, chosen))
+
+
+def inputs(made: Recipe, number: int, **locked: tuple[Deb, ...]) -> Any:
+    chosen = made.stages[number]
+    return KINDS[chosen.kind].inputs(made, chosen, Lock("r", "", debs=locked))
+
+
+@pytest.fixture(autouse=True)
+def host_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.stage.debian._host_tools", lambda: HOST_TOOLS)
+
+
+class TestRequests:
+    def test_the_base_is_resolved_from_nothing_whatever_the_order(self) -> None:
+        one, other = recipe(stage("base", "debian", "b", "a")), recipe(stage("base", "debian", "a", "b", "a"))
+        assert requests(one, 0) == requests(other, 0) == [DebRequest("base", ("a", "b"), ())]
+
+    def test_packages_are_resolved_on_top_of_all_stages_of_packages_before(self) -> None:
+        made = recipe(
+            stage("base", "debian", "a"),
+            stage("left-out", "packages", "x", skip="not now"),
+            stage("tools", "packages", "b"),
+            stage("files", "files"),
+            stage("more", "packages", "c"),
+            stage("later", "packages", "d"),
+        )
+        assert requests(made, 4) == [DebRequest("more", ("c",), ("base", "tools"))]
+
+    def test_packages_on_nothing_are_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"stage more: nothing below it .* put a stage of kind debian first"):
+            requests(recipe(stage("more", "packages", "a")), 0)
+
+
+class TestInputs:
+    def test_the_key_holds_what_is_asked_for_what_is_locked_and_who_installs_it(self) -> None:
+        found = inputs(recipe(stage("base", "debian", "a")), 0, base=(deb("a"), deb("liba", "2")))
+        assert found.params["Packages"] == ["a"]
+        assert found.params["Locked"] == {"a": "1 amd64", "liba": "2 amd64"}
+        assert found.params["HostTools"] == HOST_TOOLS
+        assert "URIs: http://mirror/debian\n" in found.params["Sources"]
+        assert [blob.filename for blob in found.blobs] == ["a_1_amd64.deb", "liba_2_amd64.deb"]
+
+    def test_the_template_installs_on_top_so_that_no_tool_of_the_host_is_in_the_key(self) -> None:
+        made = recipe(stage("base", "debian", "a"), stage("more", "packages", "b", docs=True))
+        assert dict(inputs(made, 1, more=(deb("b"),)).params) == {
+            "Packages": ["b"],
+            "Locked": {"b": "1 amd64"},
+            "WithDocs": True,
+        }
+
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_a_stage_without_a_lock_names_the_command(self, number: int) -> None:
+        made = recipe(stage("base", "debian", "a"), stage("more", "packages", "b"))
+        with pytest.raises(BuilderError, match="has no packages for it; run `builder lock`"):
+            inputs(made, number)
+
+    def test_a_base_on_top_of_something_is_refused(self) -> None:
+        made = recipe(stage("base", "debian", "a"), stage("again", "debian", "b"))
+        with pytest.raises(UsageError, match="stage again: kind debian must come first"):
+            inputs(made, 1, again=(deb("b"),))
+
+    def test_only_what_was_not_asked_for_is_marked_as_automatic(self) -> None:
+        params = {"Packages": ["a", "b=1"], "Locked": {"a": "", "b": "", "liba": "", "libb": ""}}
+        assert debs.automatic(params) == ["liba", "libb"]
+
+
+class TestKeys:
+    @pytest.mark.parametrize("name", ["g++", "libc6-dev", "python3.11", "curl=7.88.1-10+deb12u14", "passwd=1:4.13~rc1"])
+    def test_names_of_packages(self, name: str) -> None:
+        assert self.wrong(name) is None
+
+    @pytest.mark.parametrize(
+        "name", ["", "-y", "curl/sid", "Curl", "a b", "../a.deb", "?essential", "curl-$(id)", "curl="]
+    )
+    def test_what_apt_would_take_for_something_else(self, name: str) -> None:
+        assert self.wrong(name) == f'has "{name}", which is no NAME or NAME=VERSION of a package'
+
+    def wrong(self, name: str) -> str | None:
+        (key,) = (key for key in KINDS["debian"].keys if key.name == "Packages")
+        assert key.check
+        return key.check(["curl", name])
+
+
+def make_deb(folder: Path, name: str) -> Blob:
+    """Build a small .deb in `folder`; what the lock would say of it."""
+    tree = folder / name
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN/control").write_text(
+        f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: x\nDepends: other (>= 1)\nDescription: a\n b\n"
+    )
+    made = folder / f"{name}_1_all.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", tree, made], check=True, capture_output=True)
+    data = made.read_bytes()
+    return Blob(hashlib.sha256(data).hexdigest(), len(data), made.name, ())
+
+
+@needs_dpkg
+class TestRepository:
+    def test_apt_finds_each_package_with_its_dependencies_and_hash(self, tmp_path: Path) -> None:
+        blobs = [make_deb(tmp_path, name) for name in ("b", "a")]
+        aptrepo.write(tmp_path / "repo", blobs, lambda blob: tmp_path / blob.filename, "trixie")
+        first, second = (tmp_path / "repo/Packages").read_text().split("\n\n")
+        assert first.startswith("Package: b\n")
+        assert second.splitlines()[-4:] == [
+            " b",
+            "Filename: a_1_all.deb",
+            f"Size: {blobs[1].size}",
+            f"SHA256: {blobs[1].sha256}",
+        ]
+        assert "Depends: other (>= 1)" in second
+        assert "Codename: trixie\n" in (tmp_path / "repo/Release").read_text()
+
+    def test_writing_to_the_repository_does_not_reach_the_store(self, tmp_path: Path) -> None:
+        blob = make_deb(tmp_path, "a")
+        stored = tmp_path / blob.filename
+        stored.chmod(0o444)
+        before = (stored.read_bytes(), stored.stat())
+        aptrepo.write(tmp_path / "repo", [blob], lambda blob: stored, "bookworm")
+        (tmp_path / "repo" / blob.filename).write_bytes(b"changed")
+        shutil.rmtree(tmp_path / "repo")
+        assert (stored.read_bytes(), stored.stat().st_ctime_ns) == (before[0], before[1].st_ctime_ns)
+
+    def test_what_is_no_deb_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "x.deb").write_text("no")
+        with pytest.raises(BuilderError, match=r"x\.deb"):
+            aptrepo.write(tmp_path / "repo", [Blob("0" * 64, 2, "x.deb", ())], lambda blob: tmp_path / "x.deb", "sid")
+
+
+class TestCheck:
+    def test_equal_sets_pass(self) -> None:
+        debs.check({"a": "1 amd64"}, {"a": "1 amd64"}, stage("base", "debian"))
+
+    def test_each_difference_is_named(self) -> None:
+        expected, found = {"a": "1 amd64", "b": "1 all"}, {"a": "2 amd64", "c": "1 all"}
+        with pytest.raises(BuilderError) as error:
+            debs.check(expected, found, stage("base", "debian"))
+        assert str(error.value) == (
+            "stage base: installed is not what is locked: a: 2 amd64 instead of 1 amd64, "
+            "b: not installed instead of 1 all, c: 1 all instead of nothing; run `builder lock --upgrade a`"
+        )
+
+    def test_a_package_that_is_only_unpacked_is_not_installed(self, tmp_path: Path) -> None:
+        status = tmp_path / "status"
+        status.write_text(
+            "Package: a\nStatus: install ok installed\nVersion: 1\nArchitecture: all\n\n"
+            "Package: b\nStatus: install ok half-configured\nVersion: 1\nArchitecture: all\n"
+        )
+        assert debs.installed(status) == {"a": "1 all"}
+
+
+LEFT = (
+    "etc/ssh/ssh_host_ed25519_key",
+    "etc/ssh/ssh_host_ed25519_key.pub",
+    "etc/shadow-",
+    "usr/sbin/policy-rc.d",
+    "var/cache/apt/pkgcache.bin",
+    "var/cache/apt/archives/a_1_all.deb",
+    "var/cache/ldconfig/aux-cache",
+    "var/lib/apt/lists/lock",
+    "var/lib/dbus/machine-id",
+    "var/lib/dpkg/status-old",
+    "var/log/apt/term.log",
+    "var/log/dpkg.log",
+)
+KEPT = (
+    "etc/debian_version",
+    "etc/os-release",
+    "etc/shadow",
+    "etc/ssh/sshd_config",
+    "usr/share/doc/a/copyright",
+    "usr/share/locale/locale.alias",
+    "var/lib/dpkg/status",
+    "var/log/wtmp",
+)
+DOCUMENTATION = ("usr/share/doc/a/changelog.gz", "usr/share/man/man1/a.1.gz", "usr/share/locale/de/LC_MESSAGES/a.mo")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in (*LEFT, *KEPT, *DOCUMENTATION, "etc/machine-id"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    (tmp_path / "usr/share/doc/b").symlink_to("a")
+    return tmp_path
+
+
+def files(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.glob("**/*") if path.is_file() or path.is_symlink()}
+
+
+class TestClean:
+    def test_leftovers_and_documentation_go_licences_and_folders_stay(self, root: Path) -> None:
+        debs.clean(root, with_docs=False)
+        assert files(root) == {*KEPT, "etc/machine-id", "usr/share/doc/b"}
+        assert (root / "usr/share/man/man1").is_dir()
+        assert (root / "var/cache/apt/archives").is_dir()
+
+    def test_documentation_stays_when_it_is_wanted(self, root: Path) -> None:
+        debs.clean(root, with_docs=True)
+        assert files(root) == {*KEPT, *DOCUMENTATION, "etc/machine-id", "usr/share/doc/b"}
+
+    def test_a_machine_gets_its_id_at_its_first_start(self, root: Path) -> None:
+        debs.clean(root, with_docs=True)
+        assert (root / "etc/machine-id").read_bytes() == b""
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs mknod")
+    def test_a_whiteout_still_hides_what_is_below(self, root: Path) -> None:
+        os.mknod(root / "usr/share/doc/a/README", 0o600 | 0o020000, 0)
+        debs.clean(root, with_docs=False)
+        assert (root / "usr/share/doc/a/README").lstat().st_rdev == 0
+
+    def test_links_that_leave_the_root_are_not_followed(
+        self, root: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        outside = tmp_path_factory.mktemp("outside")
+        (outside / "README").write_text("x")
+        (root / "usr/share/doc/c").symlink_to(outside)
+        debs.clean(root, with_docs=False)
+        assert (outside / "README").exists()
+
+    def test_a_folder_that_leads_to_the_machine_is_refused(
+        self, root: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        outside = tmp_path_factory.mktemp("outside")
+        (outside / "dpkg.log").write_text("x")
+        shutil.rmtree(root / "var/log")
+        (root / "var/log").symlink_to(outside)
+        with pytest.raises(BuilderError, match="a package has made /var/log lead elsewhere"):
+            debs.clean(root, with_docs=True)
+        assert (outside / "dpkg.log").exists()
+
+    def test_a_machine_id_that_is_a_link_is_left_alone(
+        self, root: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        outside = tmp_path_factory.mktemp("outside") / "machine-id"
+        outside.write_text("x")
+        (root / "etc/machine-id").unlink()
+        (root / "etc/machine-id").symlink_to(outside)
+        debs.clean(root, with_docs=True)
+        assert outside.read_text() == "x"
