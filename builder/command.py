@@ -40,7 +40,10 @@ def run(
     return done.stdout
 
 
+_LINE = 200
+
+
 def tail(output: bytes, lines: int = 4) -> str:
-    """The last `lines` lines of `output` that say something, joined by ' | '."""
+    """The last `lines` lines of `output` that say something, cut where they are very long, joined by ' | '."""
     said = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
-    return " | ".join(said[-lines:])
+    return " | ".join(line if len(line) <= _LINE else f"{line[:_LINE]}..." for line in said[-lines:])

@@ -19,31 +19,33 @@ _NAMES = {
 
 
 def remember(store: Store, recipe: str, stage: str, body: Mapping[str, Any]) -> None:
-    """Keep `body`, the key's JSON of a stage that is now in the store, for the next `explain`; write only news."""
-    if _last(store, recipe, stage) != body:
-        store.write_text(_place(recipe, stage), json.dumps(body, sort_keys=True))
+    """Keep `body`, the key's JSON of a stage that is now in the store, for the next `explain`."""
+    text, place = json.dumps(body, sort_keys=True), _place(recipe, stage)
+    if _read(store, place) != text:
+        store.write_text(place, text)
 
 
 def explain(store: Store, recipe: str, stage: str, body: Mapping[str, Any]) -> str:
     """What changed since the last build of this stage, as one phrase; for a stage that is not in the store."""
-    last = _last(store, recipe, stage)
+    last = _read(store, _place(recipe, stage))
     if last is None:
         return "never built in this store"
-    changes = list(_changes(last, body))
-    return "changed: " + ", ".join(changes) if changes else "its layer is no longer in the store"
-
-
-def _last(store: Store, recipe: str, stage: str) -> dict[str, Any] | None:
-    """What `remember` kept; None when there is nothing that can be read."""
     try:
-        last = json.loads((store.root / _place(recipe, stage)).read_text())
-    except (OSError, ValueError):
-        return None
-    return last if isinstance(last, dict) else None
+        changes = list(_changes(json.loads(last), body))
+    except (ValueError, TypeError, AttributeError):
+        return "the record of its last build is damaged"
+    return "changed: " + ", ".join(changes) if changes else "its layer is no longer in the store"
 
 
 def _place(recipe: str, stage: str) -> Path:
     return Path("last", recipe, f"{stage}.json")
+
+
+def _read(store: Store, place: Path) -> str | None:
+    try:
+        return (store.root / place).read_text(errors="replace")
+    except OSError:
+        return None
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

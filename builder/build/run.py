@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from builder.recipe.model import Recipe
 from builder.sandbox.spec import Bind, Limits, Spec
 from builder.stage.kind import Context
 from builder.store import Draft, Layer, Store
+from builder.store.files import guarded
 from builder.store.tools import tool
 
 
@@ -73,17 +75,20 @@ def _stage(recipe: Recipe, node: Node, below: str, done: Sequence[Built], store:
         return Built(node, key, layer, "cached", 0.0)
     reason = explain.explain(store, recipe.full_name, name, body)
     started = time.monotonic()
-    with progress.task(f"{name}: {reason}"), store.draft(key) as draft:
-        _check_inputs(node, store)
+    log = store.folder("tmp", "logs") / f"{recipe.full_name}-{name}.log"
+    with progress.task(f"{name}: {reason}"), store.draft(key) as draft, _named(name, draft.scratch):
+        _check_inputs(recipe, node, store)
+        log.unlink(missing_ok=True)
         lower = [built.layer.tree for built in done]
         window_start = _stamp(draft.scratch / "started")
-        node.kind.build(_context(recipe, node, lower, draft, store))
+        node.kind.build(_context(recipe, node, lower, draft, store, log))
         window = (window_start, _stamp(draft.scratch / "ended"))
         tree.normalise(draft.upper, recipe.source_date_epoch, window)
         index = tree.scan(draft.upper)
         seconds = time.monotonic() - started
         facts = {"recipe": recipe.full_name, "stage": name, "kind": node.kind.name, "body": body}
         layer = draft.commit(index, facts)
+        log.unlink(missing_ok=True)
     explain.remember(store, recipe.full_name, name, body)
     return Built(node, key, layer, reason, seconds)
 
@@ -97,14 +102,25 @@ def _sound(layer: Layer | None, stage: str, store: Store, progress: Progress) ->
     return None
 
 
-def _check_inputs(node: Node, store: Store) -> None:
+@contextmanager
+def _named(stage: str, place: Path) -> Iterator[None]:
+    """Let what fails in the block, in a file of `place` if nothing else is told, name the stage."""
+    named = f"stage {stage}"
+    try:
+        with guarded(place):
+            yield
+    except BuilderError as error:
+        where = named if error.where in (None, named) else f"{named}: {error.where}"
+        raise type(error)(error.what, where=where, hint=error.hint) from error
+
+
+def _check_inputs(recipe: Recipe, node: Node, store: Store) -> None:
+    variant = f" --variant {recipe.variant}" if recipe.variant else ""
+    hint = f"run `builder fetch {shlex.quote(str(recipe.directory))}{variant}`"
     missing = [blob.filename for blob in node.inputs.blobs if not store.has(blob)]
     if missing:
-        raise BuilderError(
-            f"{len(missing)} locked files are not in the store, {missing[0]} first",
-            where=f"stage {node.stage.name}",
-            hint="run `builder fetch`",
-        )
+        more = f" and {len(missing) - 1} more locked files are" if missing[1:] else ", a locked file, is"
+        raise BuilderError(f"{missing[0]}{more} not in the store", hint=hint)
     with ThreadPoolExecutor() as pool:
         damaged = [
             blob.filename
@@ -112,11 +128,7 @@ def _check_inputs(node: Node, store: Store) -> None:
             if not sound
         ]
     if damaged:
-        raise BuilderError(
-            f"{damaged[0]} does not have its locked sha256 and was dropped from the store",
-            where=f"stage {node.stage.name}",
-            hint="run `builder fetch`",
-        )
+        raise BuilderError(f"{damaged[0]} does not have its locked sha256 and was dropped from the store", hint=hint)
 
 
 def _stamp(path: Path) -> int:
@@ -125,10 +137,9 @@ def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def _context(recipe: Recipe, node: Node, lower: Sequence[Path], draft: Draft, store: Store) -> Context:
+def _context(recipe: Recipe, node: Node, lower: Sequence[Path], draft: Draft, store: Store, log: Path) -> Context:
     stage = node.stage
     limits = Limits(memory_mib=stage.memory_mib, seconds=stage.seconds)
-    log = draft.scratch / "log"
 
     def run(
         argv: Sequence[str],

@@ -31,7 +31,7 @@ class Template:
 def current(recipe: Recipe, nodes: Sequence[Node], store: Store, folder: Path) -> Template | None:
     """The template in `folder` when it is what `nodes` would give, without reading it: by keys and stat data.
 
-    None when a layer is missing, or when the file is gone, was changed, or came from other inputs.
+    None when a layer is missing, or when it, what lies beside it or its line in `SHA256SUMS` is gone or was changed.
     """
     below = EMPTY_STACK
     for node in nodes:
@@ -42,9 +42,9 @@ def current(recipe: Recipe, nodes: Sequence[Node], store: Store, folder: Path) -
     path = folder / pack.file_name(recipe.full_name, recipe.version, recipe.distribution.architecture)
     try:
         record = json.loads((store.root / _record(path)).read_text())
-        sound = record["identity"] == _identity(recipe, below) and record["stat"] == _stat(path)
-        return Template(path, record["sha256"], path.stat().st_size, fresh=False) if sound else None
-    except (OSError, ValueError, KeyError):
+        wanted = {"identity": _identity(recipe, below), "sha256": pack.listed(path), "stats": _stats(path)}
+        return Template(path, record["sha256"], path.stat().st_size, fresh=False) if record == wanted else None
+    except (OSError, ValueError):
         return None
 
 
@@ -72,7 +72,7 @@ def make(
         info=_info(recipe, lock, built),
         progress=progress,
     )
-    record = {"identity": _identity(recipe, below), "sha256": packed.sha256, "stat": _stat(packed.path)}
+    record = {"identity": _identity(recipe, below), "sha256": packed.sha256, "stats": _stats(packed.path)}
     store.write_text(_record(packed.path), json.dumps(record, sort_keys=True))
     return Template(packed.path, packed.sha256, packed.size, fresh=True, seconds=time.monotonic() - started)
 
@@ -94,9 +94,9 @@ def _record(path: Path) -> Path:
     return Path("outputs", f"{canonical.digest(str(path.resolve()))}.json")
 
 
-def _stat(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+def _stats(path: Path) -> list[list[int]]:
+    found = [part.stat() for part in pack.parts(path)]
+    return [[stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for stat in found]
 
 
 def _info(recipe: Recipe, lock: Lock, built: Sequence[Built]) -> pack.Info:

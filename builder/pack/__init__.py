@@ -15,7 +15,19 @@ from builder.pack.segment import FORMAT, cut
 from builder.pack.write import DamagedFrameError, Earlier, write_template
 from builder.progress import Progress, Silent
 
-__all__ = ["FORMAT", "Info", "Layer", "Packed", "StageInfo", "file_name", "newest", "pack", "read_manifest"]
+__all__ = [
+    "FORMAT",
+    "Info",
+    "Layer",
+    "Packed",
+    "StageInfo",
+    "file_name",
+    "listed",
+    "newest",
+    "pack",
+    "parts",
+    "read_manifest",
+]
 
 _SUFFIX = ".tar.zst"
 
@@ -59,7 +71,7 @@ def pack(
     progress = progress or Silent()
     jobs = jobs or os.cpu_count() or 1
     template = file_name(name, version, architecture)
-    stem = template.removesuffix(_SUFFIX)
+    _, told_name, bill_name = (path.name for path in parts(dest / template))
     members = content.gather(layers)
     segments = tuple(cut(members, level))
     with publish.workplace(dest) as scratch:
@@ -77,8 +89,8 @@ def pack(
         bill = sbom.render(info, members, name=name, version=version, sha256=written.sha256, epoch=epoch)
         sums = {
             template: written.sha256,
-            f"{stem}.manifest.json": publish.write_text(scratch / f"{stem}.manifest.json", told),
-            f"{stem}.cdx.json": publish.write_text(scratch / f"{stem}.cdx.json", bill),
+            told_name: publish.write_text(scratch / told_name, told),
+            bill_name: publish.write_text(scratch / bill_name, bill),
         }
         publish.place(scratch, dest, template, sums)
     return Packed(
@@ -89,6 +101,16 @@ def pack(
 def file_name(name: str, version: str, architecture: str) -> str:
     """What a template's file is called; Proxmox takes the name as it is."""
     return f"{name}_{version}_{architecture}{_SUFFIX}"
+
+
+def parts(template: Path) -> tuple[Path, Path, Path]:
+    """What is made for a template beside `SHA256SUMS`: itself, its manifest, its bill of materials."""
+    return template, _manifest_of(template), template.with_name(f"{template.name.removesuffix(_SUFFIX)}.cdx.json")
+
+
+def listed(template: Path) -> str | None:
+    """The sha256 that `SHA256SUMS` beside `template` has for it. Raises OSError."""
+    return publish.read_sums(template.parent).get(template.name)
 
 
 def read_manifest(template: Path) -> Mapping[str, Any]:

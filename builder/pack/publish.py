@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from builder.errors import BuilderError
+from builder.store.files import sha256_of
 
 SUMS = "SHA256SUMS"
 _WORK = ".pack-"
@@ -35,7 +37,16 @@ def workplace(dest: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise BuilderError(error.strerror or str(error), where=error.filename or dest) from error
+        raise _failure(error, dest) from error
+
+
+def _failure(error: OSError, dest: Path) -> BuilderError:
+    what = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return BuilderError(what, where=dest, hint="free some space or name another folder with --output")
+    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+    hint = "name a folder of yours with --output" if denied else None
+    return BuilderError(what, where=error.filename or dest, hint=hint)
 
 
 def place(scratch: Path, dest: Path, template: str, sums: Mapping[str, str]) -> None:
@@ -44,8 +55,8 @@ def place(scratch: Path, dest: Path, template: str, sums: Mapping[str, str]) -> 
     While a template is replaced neither the old nor the new one is there: the old one goes first, the new one comes
     after all that describes it, and `SHA256SUMS` last. Raises OSError.
     """
-    known = _read_sums(dest)
-    if all(known.get(name) == digest and (dest / name).exists() for name, digest in sums.items()):
+    known = read_sums(dest)
+    if all(known.get(name) == digest and _has(dest / name, digest) for name, digest in sums.items()):
         return
     kept = {name: digest for name, digest in known.items() if name not in sums and (dest / name).exists()}
     if known != kept:
@@ -66,8 +77,12 @@ def write_text(path: Path, text: str) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _read_sums(dest: Path) -> dict[str, str]:
-    """What `SHA256SUMS` says, by file name; lines that are not of its form are dropped."""
+def _has(path: Path, sha256: str) -> bool:
+    return path.exists() and sha256_of(path) == sha256
+
+
+def read_sums(dest: Path) -> dict[str, str]:
+    """What `SHA256SUMS` says, by file name; lines that are not of its form are dropped. Raises OSError."""
     try:
         lines = (dest / SUMS).read_text(errors="replace").splitlines()
     except FileNotFoundError:
@@ -87,12 +102,4 @@ def _write_sums(scratch: Path, dest: Path, sums: Mapping[str, str]) -> None:
 
 def _unlisted(dest: Path, sums: Mapping[str, str]) -> dict[str, str]:
     """Templates in the folder that `SHA256SUMS` has lost sight of."""
-    found = {}
-    for path in dest.glob("*.tar.zst"):
-        if path.name not in sums:
-            with open(path, "rb") as file:
-                digest = hashlib.sha256()
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-            found[path.name] = digest.hexdigest()
-    return found
+    return {path.name: sha256_of(path) for path in dest.glob("*.tar.zst") if path.name not in sums}

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from builder.errors import BuilderError
 from builder.pack.frame import Chain, Frame, compress, end_frame
 from builder.pack.segment import MOST, Segment
 from builder.progress import Progress
@@ -41,12 +40,18 @@ class Earlier:
         """The template at `path` with the frames that `manifest` tells of; None when either is missing or unsound."""
         try:
             told = json.loads(manifest.read_bytes())
-            if path.stat().st_size != told["size"]:
-                return None
+            size = path.stat().st_size
             records = [Record(*row) for row in told["frames"]]
+            if told["size"] != size or not all(_lies_within(size, record) for record in records):
+                return None
+            return cls(path, {record.identity: record for record in records})
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return cls(path, {record.identity: record for record in records})
+
+
+def _lies_within(size: int, record: Record) -> bool:
+    numbers = record.offset, record.length, record.tar_size
+    return all(type(number) is int and number >= 0 for number in numbers) and record.offset + record.length <= size
 
 
 class DamagedFrameError(Exception):
@@ -70,34 +75,31 @@ def write_template(
     """Make the template at `path` with `jobs` threads; its sha256 is taken while it is written, and it ends on disk.
 
     Memory: about 50 MB, and for each thread four segments.
-    Raises BuilderError when a layer's file is not what it was or the disk is full, DamagedFrameError when a frame of
-    `earlier` is damaged; then `path` holds nothing of use.
+    Raises BuilderError when a layer's file is not what it was, OSError when the disk is full, DamagedFrameError when a
+    frame of `earlier` is damaged; then `path` holds nothing of use.
     """
     reusable = _reusable(segments, earlier)
     digest = hashlib.sha256()
     records: list[Record] = []
     offset = tar_size = 0
     estimate = sum(piece.stop - piece.start for segment in segments for piece in segment.pieces)
-    try:
-        with (
-            open(path, "xb") as file,
-            closing(_frames(segments, reusable, level, jobs, earlier)) as frames,
-            progress.task("pack", estimate) as task,
-        ):
-            for segment, frame in frames:
-                file.write(frame.data)
-                digest.update(frame.data)
-                records.append(Record(segment.identity, offset, len(frame.data), frame.sha256, frame.tar_size))
-                offset += len(frame.data)
-                tar_size += frame.tar_size
-                task.advance(sum(piece.stop - piece.start for piece in segment.pieces))
-            end = end_frame(level)
-            file.write(end.data)
-            digest.update(end.data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise BuilderError(error.strerror or str(error), where=path.parent, hint="is the disk full?") from error
+    with (
+        open(path, "xb") as file,
+        closing(_frames(segments, reusable, level, jobs, earlier)) as frames,
+        progress.task("pack", estimate) as task,
+    ):
+        for segment, frame in frames:
+            file.write(frame.data)
+            digest.update(frame.data)
+            records.append(Record(segment.identity, offset, len(frame.data), frame.sha256, frame.tar_size))
+            offset += len(frame.data)
+            tar_size += frame.tar_size
+            task.advance(sum(piece.stop - piece.start for piece in segment.pieces))
+        end = end_frame(level)
+        file.write(end.data)
+        digest.update(end.data)
+        file.flush()
+        os.fsync(file.fileno())
     reused = sum(segment.identity in reusable for segment in segments)
     return Written(digest.hexdigest(), offset + len(end.data), tar_size + end.tar_size, tuple(records), reused)
 

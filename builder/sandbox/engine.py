@@ -29,6 +29,7 @@ _NETWORK = re.compile(
     rb"Network is unreachable|[Nn]ame or service not known|[Tt]emporary failure (in name resolution|resolving)"
     rb"|[Cc]ould not resolve|[Ff]ailed to resolve|Name resolution|dns error|No address associated"
 )
+_FULL = re.compile(rb"No space left on device|enough free space|Disk quota exceeded")
 
 
 def run(spec: Spec, *, log: Path | None = None) -> None:
@@ -137,6 +138,8 @@ def failure(spec: Spec, result: Mapping[str, Any], said: bytes, log: Path | None
         how = f"killed by {_signal(result['signal'])}" if "signal" in result else f"exit {result['exit']}"
         if not spec.network and _NETWORK.search(said):
             hint = "; ".join(filter(None, ("stages have no network: lock the input instead", hint)))
+        elif _FULL.search(said):
+            hint = "; ".join(filter(None, ("the disk is full: free some space or run `builder store gc`", hint)))
     return BuilderError(": ".join(filter(None, (command, how, lines))), where=f"stage {spec.name}", hint=hint)
 
 

@@ -27,7 +27,7 @@ class Layer:
         return Index.load(self.tree.parent / "index")
 
     def changed(self) -> list[str]:
-        """Paths of members that are not as they were captured, by stat data; `index` or `meta.json` when that is damaged."""
+        """Paths of members that are not as captured, by stat data; `index` or `meta.json` when that one is damaged."""
         try:
             index = self.index()
         except BuilderError:

@@ -21,7 +21,7 @@ import zstandard
 
 from builder.errors import BuilderError
 from builder.lock.model import Blob, Deb, Wheel
-from builder.pack import Info, Packed, StageInfo, newest, pack
+from builder.pack import Info, Packed, StageInfo, newest, pack, parts
 from builder.pack.content import Member
 from builder.pack.segment import MOST, Segment, cut
 from builder.tree import Entry, scan
@@ -219,7 +219,17 @@ def test_a_damaged_earlier_template_is_not_copied(tree: Path, tmp_path: Path) ->
     assert again.reused == 0
 
 
-@pytest.mark.parametrize("harm", ["no manifest", "bad manifest", "cut", "gone"])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_what_was_damaged_in_the_folder_is_replaced(tree: Path, tmp_path: Path, part: int) -> None:
+    made = make([tree], tmp_path / "out")
+    damaged = parts(made.path)[part]
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[:-1] + b"x")
+    assert make([tree], tmp_path / "out", previous=made.path).sha256 == made.sha256
+    assert damaged.read_bytes() == good
+
+
+@pytest.mark.parametrize("harm", ["no manifest", "bad manifest", "bad frame", "cut", "gone"])
 def test_an_earlier_template_that_is_no_use_is_not_used(tree: Path, tmp_path: Path, harm: str) -> None:
     first = make([tree], tmp_path / "one")
     manifest = tmp_path / "one/demo_1_amd64.manifest.json"
@@ -227,6 +237,10 @@ def test_an_earlier_template_that_is_no_use_is_not_used(tree: Path, tmp_path: Pa
         manifest.unlink()
     elif harm == "bad manifest":
         manifest.write_text('{"size": 5, "frames": [[1]]}')
+    elif harm == "bad frame":
+        told = json.loads(manifest.read_text())
+        told["frames"][0][1] = -5
+        manifest.write_text(json.dumps(told))
     elif harm == "cut":
         first.path.write_bytes(first.path.read_bytes()[:-10])
     else:
@@ -279,7 +293,7 @@ def largest_file(size: int) -> Iterator[None]:
 def test_a_full_disk_is_one_error_and_leaves_the_folder_as_it_was(tree: Path, tmp_path: Path) -> None:
     make([tree_of(tmp_path / "small", {"a": b"a"})], tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    with largest_file(1 << 20), pytest.raises(BuilderError, match=r"/out/.*disk full"):
+    with largest_file(1 << 20), pytest.raises(BuilderError, match=r"/out: File too large; free some space"):
         make([tree], tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
