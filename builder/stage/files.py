@@ -121,9 +121,7 @@ def _scripts(context: Context) -> None:
     for name in context.inputs.params["PostInstallationScripts"]:
         place = context.inputs.files[name]
         inside = f"/run/builder/scripts/{place.name}"
-        context.run(
-            (inside, "final"), binds=(Bind(place, inside),), env={"PYTHONDONTWRITEBYTECODE": "1", "SRCDIR": "/"}
-        )
+        context.run((inside, "final"), binds=(Bind(place, inside),), env={"PYTHONDONTWRITEBYTECODE": "1"})
 
 
 def _each(check: Callable[[str], str | None]) -> Callable[[Any], str | None]:

@@ -23,7 +23,7 @@ def _id(value: Any) -> str | None:
 USERS = Key(
     "Users",
     Type.TABLES,
-    "Users to make, each with a locked password and, where none is needed yet, a group of its name.",
+    "Users to make, each with a group of its name and a locked password.",
     keys=(
         Key(
             "Name",

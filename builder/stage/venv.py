@@ -102,7 +102,7 @@ def install(context: Context, params: Mapping[str, Any], blobs: Sequence[Blob]) 
     """
     path, python = params["path"], f"{params['path']}/bin/python"
     if context.lower(f"{path}/pyvenv.cfg") is None:
-        context.run((params["python"], "-I", "-m", "venv", "--without-pip", path))
+        context.run((params["python"], "-I", "-B", "-m", "venv", "--without-pip", path))
     lines = [
         f"{name}=={version} --hash=sha256:{blob.sha256}\n"
         for (name, version), blob in zip(params["wheels"], blobs, strict=True)
@@ -116,7 +116,7 @@ def install(context: Context, params: Mapping[str, Any], blobs: Sequence[Blob]) 
     )
     wanted = write(context, "wheels.json", json.dumps(params["wheels"]))
     check = Bind(_CHECK, f"{_INSIDE}/{_CHECK.name}")
-    context.run((python, "-s", check.target, wanted.target), binds=(check, wanted), env={"PYTHONHASHSEED": "0"})
+    context.run((python, "-s", "-B", check.target, wanted.target), binds=(check, wanted), env={"PYTHONHASHSEED": "0"})
     context.run(("rm", "-f", "--", f"{path}/.lock"))
 
 
