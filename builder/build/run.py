@@ -76,7 +76,7 @@ def _stage(recipe: Recipe, node: Node, below: str, done: Sequence[Built], store:
     reason = explain.explain(store, recipe.full_name, name, body)
     started = time.monotonic()
     log = store.folder("tmp", "logs") / f"{recipe.full_name}-{name}.log"
-    with progress.task(f"{name}: {reason}"), store.draft(key) as draft, _named(name, draft.scratch):
+    with progress.task(f"{name}: {reason}"), store.draft(key) as draft, _named(node, store, draft.scratch):
         _check_inputs(recipe, node, store)
         log.unlink(missing_ok=True)
         lower = [built.layer.tree for built in done]
@@ -103,15 +103,16 @@ def _sound(layer: Layer | None, stage: str, store: Store, progress: Progress) ->
 
 
 @contextmanager
-def _named(stage: str, place: Path) -> Iterator[None]:
-    """Let what fails in the block, in a file of `place` if nothing else is told, name the stage."""
-    named = f"stage {stage}"
+def _named(node: Node, store: Store, place: Path) -> Iterator[None]:
+    """Let what fails in the block, in a file of `place` if nothing else is told, name the stage and the locked file."""
+    stage = f"stage {node.stage.name}"
+    names = {str(store.path(blob.sha256)): blob.filename for blob in node.inputs.blobs}
     try:
         with guarded(place):
             yield
     except BuilderError as error:
-        where = named if error.where in (None, named) else f"{named}: {error.where}"
-        raise type(error)(error.what, where=where, hint=error.hint) from error
+        where = "" if error.where in (None, stage) else f": {names.get(error.where, error.where)}"
+        raise type(error)(error.what, where=stage + where, hint=error.hint) from error
 
 
 def _check_inputs(recipe: Recipe, node: Node, store: Store) -> None:

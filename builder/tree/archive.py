@@ -117,7 +117,10 @@ class _Unpacking:
             os.utime(self._place(parts), (mtime, mtime), follow_symlinks=False)
 
     def _refusal(self, what: str, name: str = "") -> BuilderError:
-        return BuilderError(f"member {name!a}: {what}" if name else what, where=self.archive)
+        what = f"member {name!a}: {what}" if name else what
+        return BuilderError(
+            what, where=self.archive, hint="nothing of it was unpacked: see who made it, or pack it anew"
+        )
 
     def _place(self, parts: tuple[str, ...]) -> str:
         return os.path.join(self.root, *parts)
