@@ -49,14 +49,17 @@ def resolve_venv(
     pins = {wheel.name: Version(wheel.version) for wheel in known}
     moving = set(map(canonicalize_name, upgrade))
     staying = {name: version for name, version in pins.items() if name not in moving}
-    with tempfile.TemporaryDirectory(prefix="builder-lock-") as folder:
-        bench = Bench(request, Path(folder), run, environ)
-        interpreter = bench.interpreter()
-        with progress.task(f"{request.id}: uv resolves"):
-            resolved = bench.uv(preferred=staying, fixed=staying if moving else {})
-        if resolver == "pip-tools":
-            with progress.task(f"{request.id}: pip-compile confirms"):
-                _agree(request, resolved, bench.pip_compile(fixed=resolved))
+    try:
+        with tempfile.TemporaryDirectory(prefix="builder-lock-") as folder:
+            bench = Bench(request, Path(folder), run, environ)
+            interpreter = bench.interpreter()
+            with progress.task(f"{request.id}: uv resolves"):
+                resolved = bench.uv(preferred=staying, fixed=staying if moving else {})
+            if resolver == "pip-tools":
+                with progress.task(f"{request.id}: pip-compile confirms"):
+                    _agree(request, resolved, bench.pip_compile(fixed=resolved))
+    except OSError as error:
+        raise BuilderError(error.strerror or str(error), where=error.filename or tempfile.gettempdir()) from error
     limit = moment(request.exclude_newer)
 
     def lock(name: str) -> Wheel:

@@ -209,3 +209,9 @@ def test_a_package_that_the_index_lost_is_an_error(request_: VenvRequest, site: 
     del site.pages["/simple/idna/"]
     with pytest.raises(BuilderError, match="/simple/idna/: HTTP 404"):
         lock(request_, Resolvers("idna==3.10\n"))
+
+
+def test_no_place_to_work_is_an_error(request_: VenvRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(BuilderError, match=r"none/builder-lock-\w+: No such file or directory"):
+        lock(request_, Resolvers("idna==3.10\n"))
