@@ -41,7 +41,7 @@ _LEFTOVERS = (
 )
 """What an installation leaves behind that differs from run to run, or must differ from machine to machine."""
 _DOCUMENTATION = ("doc", "doc-base", "info", "lintian", "locale", "man")
-_LICENCE, _ALIASES = "copyright", "locale.alias"
+_LICENCE = "copyright"
 
 
 def _wrong_packages(packages: list[str]) -> str | None:
@@ -135,7 +135,7 @@ def clean(root: Path, *, with_docs: bool) -> None:
         machine_id.write_bytes(b"")
     for folder in () if with_docs else _DOCUMENTATION:
         for path in (root / "usr/share" / folder).glob("**/*"):
-            if not path.is_symlink() and path.name not in (_LICENCE, _ALIASES):
+            if not path.is_symlink() and path.name != _LICENCE:
                 _remove(root, path)
 
 

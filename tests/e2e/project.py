@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -15,6 +16,11 @@ from conftest import HOUSE, User
 
 STORE = Path(os.environ.get("BUILDER_STORE") or Path.home() / ".cache" / "builder")
 """The machine's own store: what an earlier run fetched need not be fetched again."""
+
+
+WAY_OUT = re.compile(r"(?i)(http|https|all|no)_proxy|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|PIP_CERT")
+NETWORK = {name: value for name, value in os.environ.items() if WAY_OUT.fullmatch(name)}
+"""What this machine needs to reach the network."""
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,11 @@ from typing import Any
 
 import pytest
 from conftest import User
-from project import STORE, Project, project
+from project import NETWORK, STORE, Project, project
 
 from builder.lock import read
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.usefixtures("no_leftovers")]
-
-WAY_OUT = re.compile(r"(?i)(http|https|all|no)_proxy|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|PIP_CERT")
-NETWORK = {name: value for name, value in os.environ.items() if WAY_OUT.fullmatch(name)}
-"""What this machine needs to reach the network."""
 
 
 @pytest.fixture(scope="module")

@@ -219,7 +219,6 @@ KEPT = (
     "etc/shadow",
     "etc/ssh/sshd_config",
     "usr/share/doc/a/copyright",
-    "usr/share/locale/locale.alias",
     "var/lib/dpkg/status",
     "var/log/wtmp",
 )
