@@ -9,50 +9,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from container import unpack
 
 from builder.pack import Info, pack
 from builder.tree import Entry, merge, order, scan
 
 EPOCH = 1_760_572_800
 INFO = Info("demo", "", "d" * 64, "debian", "bookworm")
-IDMAP = ["lxc-usernsexec", "-m", "u:0:100000:65536", "-m", "g:0:100000:65536", "--"]
-WITH_SUBIDS = 'mount --bind "$0" /etc/subuid && mount --bind "$0" /etc/subgid && exec "$@"'
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # cap_net_bind_service=ep, revision 2
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(os.getuid() != 0, reason="needs root: owners, devices and mounts"),
 ]
-
-
-def proxmox_tar(root: Path) -> list[str]:
-    """The command that `pct create` runs (pve-container LXC/Create.pm)."""
-    options = "--zstd --totals --one-file-system -p --sparse --numeric-owner --acls --xattrs"
-    kept = ["--xattrs-include=user.*", "--xattrs-include=security.capability"]
-    warnings = ["--warning=no-file-ignored", "--warning=no-xattr-write"]
-    rest = ["-C", str(root), "--skip-old-files", "--anchored", "--exclude", "./dev/*"]
-    return ["tar", "xpf", "-", *options.split(), *kept, *warnings, *rest]
-
-
-def unpack(template: Path, root: Path, *, unprivileged: bool = False) -> None:
-    root.mkdir()
-    (root / "lost+found").mkdir(mode=0o700)  # as on a fresh ext4
-    prefix: list[str] = []
-    if unprivileged:  # with the ids that every Proxmox host gives to its root, whatever this machine has
-        os.chown(root, 100_000, 100_000)
-        subids = root.with_name("subids")
-        subids.write_text("root:100000:65536\n")
-        prefix = ["unshare", "--mount", "sh", "-c", WITH_SUBIDS, str(subids), *IDMAP]
-    with open(template, "rb") as file:
-        done = subprocess.run(
-            [*prefix, *proxmox_tar(root)],
-            stdin=file,
-            capture_output=True,
-            text=True,
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
-        )
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if not line.startswith("Total bytes")] == []
 
 
 @pytest.fixture
