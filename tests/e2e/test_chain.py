@@ -11,6 +11,8 @@ import pytest
 from conftest import User
 from project import STORE, Project, project
 
+MANIFEST = "smoke_1_amd64.manifest.json"
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.usefixtures("no_leftovers")]
 
 
@@ -24,6 +26,18 @@ def smoke(root_user: User, tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def template(of: Project) -> Path:
     return next(of.artifacts.glob("smoke_*.tar.zst"))
+
+
+def differing_files(one: Project, other: Project) -> list[str]:
+    """What two manifests say differently of a file, a line each."""
+    told = [
+        {file["path"]: file for file in json.loads(template(of).with_name(MANIFEST).read_bytes())["files"]}
+        for of in (one, other)
+    ]
+    paths = sorted(told[0].keys() | told[1].keys())
+    return [
+        f"{path}: {told[0].get(path)} {told[1].get(path)}" for path in paths if told[0].get(path) != told[1].get(path)
+    ]
 
 
 def test_a_second_run_changes_nothing(smoke: Project) -> None:
@@ -59,6 +73,7 @@ def test_an_ordinary_user_elsewhere_gets_the_same_bytes(
     theirs = project(ordinary_user, place, "smoke").with_env(TZ="Asia/Kathmandu", LC_ALL="tr_TR.UTF-8", LANG="C")
     prefix = ["sh", "-c", 'umask 077; exec faketime -f "@$0" "$@"', epoch]
     made = theirs.json("template", "recipes/smoke", prefix=prefix)
+    assert differing_files(smoke, theirs) == []
     assert made["sha256"] == smoke.json("template", "recipes/smoke")["sha256"]
 
 
