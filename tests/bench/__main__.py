@@ -86,10 +86,11 @@ def by_hand(recipe: Recipe, lock: Lock, store: Store, work: Path) -> dict[str, T
             "mmdebstrap",
             "--quiet",
             "--variant=apt",
+            "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
             f"--include={include}",
             recipe.distribution.release,
             str(root),
-            f"deb [trusted=yes] file://{repository} ./",
+            f"deb [trusted=yes] copy://{repository} ./",
         ]
     )
     venv = recipe.venvs[0]
