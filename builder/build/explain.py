@@ -16,6 +16,8 @@ _NAMES = {
     "epoch": "SourceDateEpoch",
     "below": "the layers below",
 }
+_NAMED = 4
+"""How many changed settings, files or inputs are named one by one."""
 
 
 def remember(store: Store, recipe: str, stage: str, body: Mapping[str, Any]) -> None:
@@ -53,12 +55,14 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     settings = _differing(old.get("params", {}), new.get("params", {}))
     files = _differing(old.get("files", {}), new.get("files", {}))
     inputs = _differing(dict(old.get("blobs", [])), dict(new.get("blobs", [])))
-    return [
-        *named,
-        *(f"setting {name}" for name in settings),
-        *(f"file {name}" for name in files),
-        *(f"locked input {name}" for name in inputs),
-    ]
+    return [*named, *_some("setting", settings), *_some("file", files), *_some("locked input", inputs)]
+
+
+def _some(what: str, names: list[str]) -> list[str]:
+    """`names` with what they are; many are counted."""
+    if len(names) > _NAMED:
+        return [f"{len(names)} {what}s, {names[0]} and {names[-1]} among them"]
+    return [f"{what} {name}" for name in names]
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -44,9 +44,12 @@ class Node:
 def plan(recipe: Recipe, lock: Lock, kinds: Mapping[str, Kind]) -> tuple[Node, ...]:
     """The stages to build, in order; skipped ones are left out.
 
-    Raises BuilderError when the lock lacks an input or a copied file cannot be read.
+    Raises BuilderError when the lock lacks an input, when an environment's wheel is in none of the stages that share
+    it, or when a copied file cannot be read.
     """
-    return tuple(_node(recipe, stage, lock, kinds[stage.kind]) for stage in recipe.stages if stage.skip is None)
+    nodes = tuple(_node(recipe, stage, lock, kinds[stage.kind]) for stage in recipe.stages if stage.skip is None)
+    _check_taken(recipe, lock, nodes)
+    return nodes
 
 
 def blobs(nodes: Sequence[Node]) -> tuple[Blob, ...]:
@@ -57,6 +60,18 @@ def blobs(nodes: Sequence[Node]) -> tuple[Blob, ...]:
 def stack_digest(below: str, layer_digest: str) -> str:
     """The digest of a stack of layers: all of them matter to the stage above, not only the topmost."""
     return canonical.digest([below, layer_digest])
+
+
+def _check_taken(recipe: Recipe, lock: Lock, nodes: Sequence[Node]) -> None:
+    used = {blob.sha256 for node in nodes for blob in node.inputs.blobs}
+    for name, wheels in lock.venvs.items():
+        left = [wheel.name for wheel in wheels if wheel.blob.sha256 not in used]
+        if left and len(left) < len(wheels):
+            raise BuilderError(
+                f"{', '.join(left)} of environment {name} would be in no stage",
+                where=recipe.directory / "recipe.toml",
+                hint="take it into the Only, or out of the Except, of one of the stages that share the environment",
+            )
 
 
 def recipe_digest(recipe: Recipe, nodes: Sequence[Node]) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from builder import canonical
 from builder.build.plan import EMPTY_STACK, file_digest, plan, stack_digest
 from builder.errors import BuilderError
-from builder.lock.model import Blob, Lock
+from builder.lock.model import Blob, Lock, Wheel
 from builder.recipe.model import Distribution, Recipe, Stage
 from builder.stage.kind import Inputs, Kind
 
@@ -84,6 +84,14 @@ def test_a_limit_does_not_move_the_key() -> None:
 
 def test_a_skipped_stage_is_not_planned() -> None:
     assert plan(recipe(stage(skip="later")), Lock("r", ""), {"test": kind()}) == ()
+
+
+def test_a_wheel_that_no_stage_takes_is_told() -> None:
+    other = Blob(sha256="b" * 64, size=1, filename="two.whl", urls=())
+    wheels = (Wheel("one", "1", BLOB, "2025-01-01T00:00:00Z"), Wheel("two", "1", other, "2025-01-01T00:00:00Z"))
+    with pytest.raises(BuilderError, match="two of environment v would be in no stage"):
+        plan(recipe(stage()), Lock("r", "", venvs={"v": wheels}), {"test": kind(blobs=(BLOB,))})
+    assert plan(recipe(stage()), Lock("r", "", venvs={"v": wheels}), {"test": kind()}), "an environment not used at all"
 
 
 def test_a_stage_sees_every_layer_below_not_only_the_topmost() -> None:
