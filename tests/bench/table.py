@@ -1,0 +1,71 @@
+"""The table of docs/measured, made from the JSON files there: `python -m tests.bench.table FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from builder.console import human
+
+HEAD = """\
+# Measured
+
+Made by `scripts/full` from the JSON files in this folder; the machine and the commit stand in each. Ratios are of one
+run on one machine, whose absolute times vary from day to day.
+"""
+
+
+def bench(figures: dict[str, Any]) -> Iterator[str]:
+    about = figures["machine"]
+    hand = figures["by_hand_s"]
+    ours = figures["builder_s"]
+    size = figures["size"]
+    yield f"## {figures['recipe']} against the by-hand way"
+    yield ""
+    yield (
+        f"{about['date']}, {about['cpus']} CPUs ({about['cpu']}), {about['memory_kib'] // 1024**2} GiB, Linux "
+        f"{about['kernel']}, load {about['load_before']:.1f} before, commit {about['commit'][:12]}."
+    )
+    yield ""
+    yield "| | by hand | builder | ratio |"
+    yield "|---|---|---|---|"
+    cold = ours["cold build and pack"]
+    yield f"| cold: build and pack | {sum(hand.values()):.1f} s | {cold:.1f} s | {figures['cold_ratio']} |"
+    yield f"| pack | {hand['pack']:.1f} s | {figures['builder_pack_s']:.1f} s | {figures['pack_ratio']} |"
+    yield f"| nothing changed | | {ours['nothing changed']:.2f} s | |"
+    yield f"| one file changed in the last stage | | {ours['one file changed in the last stage']:.1f} s | |"
+    yield f"| size | {human(size['by_hand'])} | {human(size['builder'])} | {size['ratio']} |"
+    yield f"| peak memory of the builder | | {figures['builder_peak_mib']} MiB | |"
+    yield ""
+    yield "Stages of the builder: " + ", ".join(
+        f"{name} {took} s" for name, took in figures["builder_stages_s"].items()
+    )
+    yield "By hand: " + ", ".join(f"{name} {took} s" for name, took in hand.items())
+    yield ""
+
+
+def proofs(figures: dict[str, Any]) -> Iterator[str]:
+    yield "## Proofs on the real templates"
+    yield ""
+    yield "| what | found |"
+    yield "|---|---|"
+    for name, found in figures.items():
+        rows = found.items() if isinstance(found, dict) else [("", found)]
+        yield f"| {name} | {', '.join(f'{key} {value}'.strip() for key, value in rows)} |"
+    yield ""
+
+
+def main(folder: Path) -> None:
+    lines = [HEAD]
+    for path in sorted(folder.glob("bench-*.json")):
+        lines += bench(json.loads(path.read_text()))
+    if (folder / "full.json").exists():
+        lines += proofs(json.loads((folder / "full.json").read_text()))
+    sys.stdout.write("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
