@@ -80,6 +80,15 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _show(error: click.ClickException) -> None:
+    """One line with the way to the help; a command without arguments says its help itself."""
+    message = error.format_message()
+    if isinstance(error, click.UsageError) and error.ctx is not None and "\n" not in message:
+        click.echo(f"builder: {message.rstrip('.')}; run `{error.ctx.command_path} --help`", err=True)
+    else:
+        error.show()
+
+
 def main() -> NoReturn:
     """Run the command line: exit 0, 1 for a failure, 2 for a wrong use, 130 when interrupted."""
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -87,7 +96,7 @@ def main() -> NoReturn:
             signal.signal(number, _terminate)
     debug = "--debug" in sys.argv
     try:
-        result: Any = cli.main(standalone_mode=False)
+        result: Any = cli.main(prog_name="builder", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except BuilderError as error:
         if debug:
@@ -95,7 +104,7 @@ def main() -> NoReturn:
         click.echo(f"builder: {error}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         if debug:

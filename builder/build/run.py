@@ -71,12 +71,11 @@ def _stage(recipe: Recipe, node: Node, below: str, done: Sequence[Built], store:
     key, body, name = node.key(below), node.full_body(below), node.stage.name
     layer = _sound(store.layer(key), name, store, progress)
     if layer is not None:
-        explain.remember(store, recipe.full_name, name, body)
         return Built(node, key, layer, "cached", 0.0)
     reason = explain.explain(store, recipe.full_name, name, body)
     started = time.monotonic()
     log = store.folder("tmp", "logs") / f"{recipe.full_name}-{name}.log"
-    with progress.task(f"{name}: {reason}"), store.draft(key) as draft, _named(node, store, draft.scratch):
+    with progress.task(f"{name}: {reason}"), store.draft(key) as draft, _named(node, store):
         _check_inputs(recipe, node, store)
         log.unlink(missing_ok=True)
         lower = [built.layer.tree for built in done]
@@ -103,12 +102,12 @@ def _sound(layer: Layer | None, stage: str, store: Store, progress: Progress) ->
 
 
 @contextmanager
-def _named(node: Node, store: Store, place: Path) -> Iterator[None]:
-    """Let what fails in the block, in a file of `place` if nothing else is told, name the stage and the locked file."""
+def _named(node: Node, store: Store) -> Iterator[None]:
+    """Let what fails in the block name the stage, and the locked file by its own name."""
     stage = f"stage {node.stage.name}"
     names = {str(store.path(blob.sha256)): blob.filename for blob in node.inputs.blobs}
     try:
-        with guarded(place):
+        with guarded(store.root):
             yield
     except BuilderError as error:
         where = "" if error.where in (None, stage) else f": {names.get(error.where, error.where)}"

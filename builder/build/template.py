@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder import canonical, pack
+from builder.build import explain
 from builder.build.plan import EMPTY_STACK, Node, recipe_digest, stack_digest
 from builder.build.run import Built
 from builder.lock.model import Lock
@@ -56,9 +57,6 @@ def make(
     Raises BuilderError when a layer's file is not what was captured, or the disk is full.
     """
     started = time.monotonic()
-    below = EMPTY_STACK
-    for stage in built:
-        below = stack_digest(below, stage.layer.digest)
     architecture = recipe.distribution.architecture
     packed = pack.pack(
         [(stage.node.stage.name, stage.layer.index(), stage.layer.tree) for stage in built],
@@ -72,6 +70,10 @@ def make(
         info=_info(recipe, lock, built),
         progress=progress,
     )
+    below = EMPTY_STACK
+    for stage in built:
+        explain.remember(store, recipe.full_name, stage.node.stage.name, stage.node.full_body(below))
+        below = stack_digest(below, stage.layer.digest)
     record = {"identity": _identity(recipe, below), "sha256": packed.sha256, "stats": _stats(packed.path)}
     store.write_text(_record(packed.path), json.dumps(record, sort_keys=True))
     return Template(packed.path, packed.sha256, packed.size, fresh=True, seconds=time.monotonic() - started)

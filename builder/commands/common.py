@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,11 +56,17 @@ def requests(recipe: Recipe) -> tuple[Request, ...]:
 def locked(path: Path, variant: str | None) -> tuple[Recipe, Lock]:
     """The recipe and its lock. Raises BuilderError when the lock is missing, or not of this recipe any more."""
     recipe = load(path, KINDS, variant)
-    lock = locks.read(lock_folder(recipe))
+    mend = f"run `builder lock {shlex.quote(str(path))}`"
+    try:
+        lock = locks.read(lock_folder(recipe))
+    except BuilderError as error:
+        if (lock_folder(recipe) / "lock.toml").exists():
+            raise
+        raise BuilderError(error.what, where=error.where, hint=mend) from error
     if outdated := locks.stale(lock, requests(recipe), recipe.distribution):
         raise BuilderError(
             f"the lock is not of this recipe any more: {', '.join(outdated)}",
             where=lock_folder(recipe) / "lock.toml",
-            hint=f"run `builder lock {path}`",
+            hint=mend,
         )
     return recipe, lock
