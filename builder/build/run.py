@@ -24,6 +24,10 @@ from builder.store.files import guarded
 from builder.store.tools import tool
 
 
+CACHED = "cached"
+"""The reason of a stage that was not built."""
+
+
 @dataclass(frozen=True)
 class Built:
     """One stage's layer, and how it came about."""
@@ -31,7 +35,7 @@ class Built:
     node: Node
     key: str
     layer: Layer
-    reason: str  # "cached", or why it was built
+    reason: str  # `CACHED`, or why it was built
     seconds: float  # 0.0 when cached
 
 
@@ -63,7 +67,7 @@ def outlook(recipe: Recipe, nodes: Sequence[Node], store: Store) -> Iterator[tup
             yield node, explain.explain(store, recipe.full_name, node.stage.name, node.full_body(below))
             below, rebuilt = None, node.stage.name
         else:
-            yield node, "cached"
+            yield node, CACHED
             below = stack_digest(below, layer.digest)
 
 
@@ -71,7 +75,7 @@ def _stage(recipe: Recipe, node: Node, below: str, done: Sequence[Built], store:
     key, body, name = node.key(below), node.full_body(below), node.stage.name
     layer = _sound(store.layer(key), name, store, progress)
     if layer is not None:
-        return Built(node, key, layer, "cached", 0.0)
+        return Built(node, key, layer, CACHED, 0.0)
     reason = explain.explain(store, recipe.full_name, name, body)
     started = time.monotonic()
     log = store.folder("tmp", "logs") / f"{recipe.full_name}-{name}.log"

@@ -11,7 +11,7 @@ from pathlib import Path
 from builder import canonical, pack
 from builder.build import explain
 from builder.build.plan import EMPTY_STACK, Node, recipe_digest, stack_digest
-from builder.build.run import Built
+from builder.build.run import CACHED, Built
 from builder.lock.model import Lock
 from builder.progress import Progress
 from builder.recipe.model import Recipe
@@ -59,7 +59,10 @@ def make(
     started = time.monotonic()
     architecture = recipe.distribution.architecture
     packed = pack.pack(
-        [(stage.node.stage.name, stage.layer.index(), stage.layer.tree) for stage in built],
+        [
+            pack.Layer(stage.node.stage.name, stage.layer.index(), stage.layer.tree, is_new=stage.reason != CACHED)
+            for stage in built
+        ],
         folder,
         name=recipe.full_name,
         version=recipe.version,

@@ -5,13 +5,23 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from builder.tree import Entry, Index, merge, order
 
-Layer = tuple[str, Index, Path]
-"""A layer's name for messages, its index, and where its tree lies."""
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's name for messages, its index, and where its tree lies."""
+
+    name: str
+    index: Index
+    tree: Path
+    is_new: bool = False
+    """Captured by this very run, which read every byte moments ago: they need not be compared again."""
+
 
 LEFT_OUT = (
     ("dev/*", "made by the container's start"),
@@ -41,6 +51,7 @@ class Member(NamedTuple):
     entry: Entry
     layer: str
     tree: Path
+    is_new: bool = False  # see `Layer`
 
 
 def gather(layers: Sequence[Layer]) -> list[Member]:
@@ -51,14 +62,14 @@ def gather(layers: Sequence[Layer]) -> list[Member]:
     the folder: only a folder whose content follows at once comes out with its own attributes. It also makes the
     template's bytes a function of the tree alone, however the stages are cut.
     """
-    indexes = [index for _, index, _ in layers]
+    indexes = [layer.index for layer in layers]
     paths = {entry.path: entry for entries in merge(indexes) for entry in entries}
     hidden = [Entry(path, "whiteout") for path in paths if _is_left_out(path)]
     emptied = [
         Entry(path, "file", mode=0o444, mtime=paths[path].mtime, sha256=_NO_BYTES) for path in EMPTIED if path in paths
     ]
     top = Index.of(sorted(hidden + emptied, key=lambda entry: order(entry.path)))
-    sources = [*((name, tree) for name, _, tree in layers), ("", Path())]
+    sources = [*((layer.name, layer.tree, layer.is_new) for layer in layers), ("", Path(), False)]
     members = [
         Member(entry, *source)
         for source, entries in zip(sources, merge([*indexes, top]), strict=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from container import unpack
 
-from builder.pack import Info, pack
+from builder.pack import Info, Layer, pack
 from builder.tree import Entry, merge, order, scan
 
 EPOCH = 1_760_572_800
@@ -96,7 +96,7 @@ def unpacked(root: Path, shift: int = 0) -> dict[str, Entry]:
 
 
 def make(layers: Sequence[Path], dest: Path) -> Path:
-    stack = [(layer.name, scan(layer), layer) for layer in layers]
+    stack = [Layer(layer.name, scan(layer), layer) for layer in layers]
     packed = pack(stack, dest, name="demo", version="1", architecture="amd64", level=3, epoch=EPOCH, info=INFO)
     return packed.path
 

@@ -21,7 +21,7 @@ import zstandard
 
 from builder.errors import BuilderError
 from builder.lock.model import Blob, Deb, Wheel
-from builder.pack import Info, Packed, StageInfo, newest, pack, parts
+from builder.pack import Info, Layer, Packed, StageInfo, newest, pack, parts
 from builder.pack.content import Member
 from builder.pack.segment import MOST, Segment, cut
 from builder.tree import Entry, scan
@@ -53,7 +53,7 @@ def tree_of(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def make(trees: list[Path], dest: Path, **options: Any) -> Packed:
-    layers = [(tree.name, scan(tree), tree) for tree in trees]
+    layers = [Layer(tree.name, scan(tree), tree) for tree in trees]
     settings: dict[str, Any] = {"version": "1", "level": 3, "epoch": EPOCH, "info": INFO, "jobs": 2} | options
     return pack(layers, dest, name="demo", architecture="amd64", **settings)
 
@@ -187,7 +187,7 @@ def test_unchanged_files_are_not_even_read(tree: Path, tmp_path: Path) -> None:
     index = scan(tree)
     (tree / "usr/lib/big.so").unlink()
     pack(
-        [("base", index, tree)],
+        [Layer("base", index, tree)],
         tmp_path / "two",
         name="demo",
         version="1",
@@ -266,7 +266,7 @@ def test_a_damaged_layer_never_gets_into_a_template(tree: Path, tmp_path: Path, 
             path.symlink_to("/etc/passwd")
     with pytest.raises(BuilderError, match=rf"^layer base: '{name}' .*store verify"):
         pack(
-            [("base", index, tree)],
+            [Layer("base", index, tree)],
             tmp_path / "out",
             name="demo",
             version="1",
@@ -464,3 +464,16 @@ def test_segments_are_bounded_and_lose_nothing() -> None:
     assert {piece.member.entry.path for piece in pieces} == {entry.path for entry in entries}
     assert all(sum(piece.stop - piece.start for piece in segment.pieces) <= 2 * MOST for segment in found)
     assert len({segment.identity for segment in found}) == len(found)
+
+
+def test_a_layer_of_an_earlier_run_is_read_again_and_a_new_one_is_not(tmp_path: Path) -> None:
+    """What was captured by this very run is packed as it is; anything older is compared with its index."""
+    tree = tmp_path / "layer"
+    tree.mkdir()
+    (tree / "file").write_bytes(b"captured")
+    index = scan(tree)
+    (tree / "file").write_bytes(b"damaged!")
+    settings = {"name": "demo", "version": "1", "architecture": "amd64", "level": 3, "epoch": 1, "info": INFO}
+    with pytest.raises(BuilderError, match="changed after it was captured"):
+        pack([Layer("base", index, tree)], tmp_path / "old", **settings)
+    assert pack([Layer("base", index, tree, is_new=True)], tmp_path / "new", **settings).files == 2
