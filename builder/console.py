@@ -54,12 +54,18 @@ class Terminal:
 
     @contextmanager
     def _bar(self, name: str, total: int | None, unit: str) -> Iterator[Task]:
-        counted: list[ProgressColumn] = (
-            [DownloadColumn(), TransferSpeedColumn()] if unit == "B" else [MofNCompleteColumn(), TextColumn(unit)]
-        )
-        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), *counted, TimeElapsedColumn()]
-        with Bars(*columns, TextColumn("{task.fields[note]}"), console=self._console, transient=True) as bars:
-            yield _Bar(bars, bars.add_task(name, total=total, note=""))
+        bar: list[ProgressColumn] = [BarColumn(24)]
+        if total is None:
+            bar = []
+        elif unit == "B":
+            bar += [DownloadColumn(), TransferSpeedColumn()]
+        else:
+            bar += [MofNCompleteColumn(), TextColumn(unit)]
+        columns = [SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), *bar, TimeElapsedColumn()]
+        with Bars(*columns, TextColumn("{task.fields[note]}"), console=self._console) as bars:
+            task = bars.add_task(name, total=total, note="")
+            yield _Bar(bars, task)
+            bars.update(task, total=1 if total is None else total, completed=total or 1, note="")
 
 
 def progress(as_json: bool) -> Progress:

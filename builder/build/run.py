@@ -23,7 +23,6 @@ from builder.store import Draft, Layer, Store
 from builder.store.files import guarded
 from builder.store.tools import tool
 
-
 CACHED = "cached"
 """The reason of a stage that was not built."""
 
