@@ -18,6 +18,7 @@ COMMANDS = {
     "build": "build",
     "template": "build",
     "shell": "build",
+    "key": "key",
     "history": "build",
     "recipe": "recipe",
     "schema": "recipe",
@@ -29,7 +30,7 @@ COMMANDS = {
 
 GROUPS = {
     "Make a template": ("lock", "fetch", "build", "template"),
-    "Look": ("recipe", "history", "shell", "schema", "export"),
+    "Look": ("recipe", "key", "history", "shell", "schema", "export"),
     "House": ("store", "doctor"),
 }
 

@@ -1,7 +1,7 @@
 """From recipe and lock to layers and the template: plan (stages to keys) and run (keys to layers)."""
 
-from builder.build.plan import EMPTY_STACK, Node, blobs, plan, stack_digest
-from builder.build.run import Built, build, outlook, over
+from builder.build.plan import EMPTY_STACK, Node, blobs, plan, recipe_digest, stack_digest
+from builder.build.run import Built, build, outlook, over, standing
 from builder.build.template import Template, current, make
 
 __all__ = [
@@ -16,5 +16,7 @@ __all__ = [
     "outlook",
     "over",
     "plan",
+    "recipe_digest",
     "stack_digest",
+    "standing",
 ]

@@ -70,6 +70,19 @@ def outlook(recipe: Recipe, nodes: Sequence[Node], store: Store) -> Iterator[tup
             below = stack_digest(below, layer.digest)
 
 
+def standing(nodes: Sequence[Node], store: Store) -> list[Layer]:
+    """The layers of `nodes` that are in the store, lowest first, up to the first that is not."""
+    found: list[Layer] = []
+    below = EMPTY_STACK
+    for node in nodes:
+        layer = store.layer(node.key(below))
+        if layer is None:
+            break
+        found.append(layer)
+        below = stack_digest(below, layer.digest)
+    return found
+
+
 def _stage(recipe: Recipe, node: Node, below: str, done: Sequence[Built], store: Store, progress: Progress) -> Built:
     key, body, name = node.key(below), node.full_body(below), node.stage.name
     layer = _sound(store.layer(key), name, store, progress)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
 
 import click
 
+from builder import build as building
 from builder import console
-from builder.commands.common import json_option
+from builder.commands.common import json_option, locked, recipe_argument, variant_option
+from builder.errors import BuilderError, UsageError
 from builder.sandbox.userns import become_root
-from builder.store import Store, default_root, upkeep
+from builder.stage import KINDS
+from builder.store import Store, bundle, default_root, upkeep
+from builder.store.tools import tool_blobs
 from builder.store.upkeep import Item
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -138,6 +146,117 @@ def gc(older_than: int | None, max_size: int | None, dry_run: bool, as_json: boo
         f"{verb} {', '.join(counts) or 'nothing'}, {console.human(done.size)}; "
         f"{console.human(done.kept_size)} kept, {done.in_use} of {done.kept} in use now"
     )
+
+
+@store.command("export")
+@recipe_argument
+@click.argument("file", metavar="FILE|-")
+@variant_option
+def export_(recipe: Path, file: str, variant: str | None) -> None:
+    """Write what the store has for a build of RECIPE to FILE, or to stdout: blobs, tools and layers, as one tar.
+
+    What is not in the store, or was changed there, is left out with a line.
+
+    \b
+    Examples:
+      builder store export recipes/smoke smoke.store.tar
+      builder store export recipes/smoke - | ssh host builder store import -
+    """
+    become_root()
+    loaded, lock = locked(recipe, variant)
+    nodes = building.plan(loaded, lock, KINDS)
+    here, progress = Store(default_root()), console.progress(False)
+    wanted = tuple({blob.sha256: blob for blob in (*building.blobs(nodes), *tool_blobs())}.values())
+    blobs = [blob for blob in wanted if here.has(blob)]
+    if len(blobs) < len(wanted):
+        progress.say(f"{len(wanted) - len(blobs)} of {len(wanted)} locked files are not in the store: left out")
+    found = building.standing(nodes, here)
+    if len(found) < len(nodes):
+        progress.say(f"stage {nodes[len(found)].stage.name} and those above it are not built: left out")
+    layers = []
+    for layer in found:
+        if changed := layer.changed():
+            progress.say(f"layer {layer.facts['stage']} was changed on disk ({changed[0]}): left out")
+        else:
+            layers.append(layer)
+    with _output(file) as out:
+        bundle.write(here, blobs, layers, out, progress)
+    progress.say(f"{_count(len(blobs), 'blob')} and {_count(len(layers), 'layer')} exported")
+
+
+@store.command("import")
+@click.argument("file", metavar="FILE|-")
+@json_option
+def import_(file: str, as_json: bool) -> None:
+    """Take what `builder store export` wrote to FILE, or stdin, into the store, verified; what is there stays.
+
+    What is damaged or missing in FILE is left out with a line, and costs a later build the time to fetch or make it.
+    A layer is compared with the index that came with it: import only what was exported by those you trust.
+
+    \b
+    Examples:
+      builder store import smoke.store.tar
+      ssh host builder store export recipes/smoke - | builder store import -
+    """
+    become_root()
+    progress = console.progress(as_json)
+    with _input(file) as source:
+        done = bundle.read(Store(default_root()), source, progress)
+    if as_json:
+        left_out = [{"what": what, "why": why} for what, why in done.left_out]
+        counts = {"blobs": done.blobs, "layers": done.layers, "size": done.size, "there": done.there}
+        console.print_json({**counts, "left_out": left_out})
+        return
+    for what, why in done.left_out:
+        progress.say(f"{what} {why}: left out")
+    taken = f"{_count(done.blobs, 'blob')} and {_count(done.layers, 'layer')} taken, {console.human(done.size)}"
+    click.echo(f"{taken}; {done.there} in the store before, {len(done.left_out)} left out")
+
+
+@contextmanager
+def _output(name: str) -> Iterator[IO[bytes]]:
+    """Stdout for `-`, else a new file that gets its name when all is in it. Raises BuilderError."""
+    if name == "-" and sys.stdout.isatty():
+        raise UsageError("no archive is written to a terminal", hint="name a file, or write into a pipe")
+    with _told(name):
+        if name == "-":
+            with open(os.dup(sys.stdout.fileno()), "wb") as file:
+                yield file
+        elif os.path.exists(name) and not os.path.isfile(name):
+            with open(name, "wb") as file:
+                yield file
+        else:
+            part = f"{name}.part-{os.getpid()}"
+            try:
+                with open(part, "xb") as file:
+                    yield file
+                os.replace(part, name)
+            finally:
+                Path(part).unlink(missing_ok=True)
+
+
+@contextmanager
+def _input(name: str) -> Iterator[IO[bytes]]:
+    """Stdin for `-`, else the file. Raises BuilderError, with the name in those of the block too."""
+    with _told(name):
+        if name == "-":
+            yield sys.stdin.buffer
+        else:
+            with open(name, "rb") as file:
+                yield file
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    where = {"-": "stdin or stdout"}.get(name, name)
+    try:
+        yield
+    except OSError as error:
+        raise BuilderError(error.strerror or str(error), where=where) from error
+    except BuilderError as error:
+        if error.where is not None:
+            raise
+        raise BuilderError(error.what, where=where, hint=error.hint) from error
 
 
 def _sum(items: Sequence[Item], kind: str) -> dict[str, int]:

@@ -5,6 +5,7 @@ from builder.tree.check import changed, verify
 from builder.tree.entry import Entry
 from builder.tree.index import Index, order
 from builder.tree.stack import merge, resolve
+from builder.tree.travel import contents, restore
 from builder.tree.walk import normalise, scan
 
 __all__ = [
@@ -12,11 +13,13 @@ __all__ = [
     "ExtractLimits",
     "Index",
     "changed",
+    "contents",
     "extract",
     "merge",
     "normalise",
     "order",
     "resolve",
+    "restore",
     "scan",
     "verify",
 ]
