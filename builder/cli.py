@@ -20,9 +20,12 @@ COMMANDS = {
     "shell": "build",
     "key": "key",
     "history": "build",
+    "diff": "compare",
+    "verify": "compare",
     "recipe": "recipe",
     "schema": "recipe",
     "export": "recipe",
+    "inspect": "inspect",
     "store": "store",
     "doctor": "doctor",
 }
@@ -30,7 +33,7 @@ COMMANDS = {
 
 GROUPS = {
     "Make a template": ("lock", "fetch", "build", "template"),
-    "Look": ("recipe", "key", "history", "shell", "schema", "export"),
+    "Look": ("recipe", "key", "history", "diff", "verify", "shell", "schema", "export", "inspect"),
     "House": ("store", "doctor"),
 }
 

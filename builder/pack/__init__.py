@@ -9,24 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from builder.pack import content, manifest, publish, sbom
+from builder.pack.compare import KINDS as DIFFERENCE_KINDS
+from builder.pack.compare import Difference, compare
 from builder.pack.content import Layer
 from builder.pack.info import Info, StageInfo
 from builder.pack.segment import FORMAT, cut
+from builder.pack.verify import Checked, verify
 from builder.pack.write import DamagedFrameError, Earlier, write_template
 from builder.progress import Progress, Silent
 
 __all__ = [
+    "DIFFERENCE_KINDS",
     "FORMAT",
+    "Checked",
+    "Difference",
     "Info",
     "Layer",
     "Packed",
     "StageInfo",
+    "compare",
     "file_name",
     "listed",
     "newest",
     "pack",
     "parts",
     "read_manifest",
+    "verify",
 ]
 
 _SUFFIX = ".tar.zst"

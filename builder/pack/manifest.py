@@ -68,6 +68,11 @@ def read(path: Path) -> Mapping[str, Any]:
     return told
 
 
+def unsound(path: Path) -> BuilderError:
+    """What to tell about the manifest at `path` when it lacks something that `render` writes."""
+    return BuilderError("is a damaged manifest", where=path, hint="build the template again")
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 

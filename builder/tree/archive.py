@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from calendar import timegm
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,36 @@ def extract(archive: Path, dest: Path, *, strip: int = 0, limits: ExtractLimits 
             _move(archive, root, dest)
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=error.filename or dest) from error
+
+
+def files(
+    archive: Path, scratch: Path, wanted: Callable[[bytes], bool], *, limits: ExtractLimits | None = None
+) -> Iterator[tuple[str, Path]]:
+    """Those files of `archive` whose first 512 bytes are `wanted`, in its order: name in it, and where it lies.
+
+    That is inside the folder `scratch`, until the next one is asked for; the name is told as it is, and leads nowhere.
+    Raises BuilderError naming the archive when it is damaged or holds more than `limits` allows.
+    """
+    limits = limits or ExtractLimits()
+    place = scratch / "file"
+    left = limits.size
+    try:
+        with closing(_members(archive, limits.size)) as members:
+            for member in members:
+                left -= max(member.size, 0)
+                if left < 0:
+                    raise BuilderError(f"unpacks to more than {limits.size:,} bytes", where=archive)
+                if member.content is not None and wanted(head := member.content.read(tarfile.BLOCKSIZE)):
+                    with open(place, "wb") as file:
+                        file.write(head)
+                        shutil.copyfileobj(member.content, file, _COPY)
+                    yield member.name, place
+    except _DAMAGED as error:
+        raise BuilderError(f"not a sound archive ({error})", where=archive) from error
+    except OSError as error:
+        raise BuilderError(error.strerror or str(error), where=error.filename or archive) from error
+    finally:
+        place.unlink(missing_ok=True)
 
 
 class _Unpacking:
@@ -293,11 +323,11 @@ class _Counted(io.RawIOBase):
             raise tarfile.ReadError("no end mark: cut short")
 
 
-class _TarInfo(tarfile.TarInfo):
+class Header(tarfile.TarInfo):
     """Refuses long names and PAX headers of a size that only an attack has, before they are read."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
         info = super().frombuf(buf, encoding, errors)
         extra = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, b"K")
         if info.type in extra and info.size > _HEADER_MAX:
@@ -306,7 +336,7 @@ class _TarInfo(tarfile.TarInfo):
 
 
 def _tar_members(stream: _Counted) -> Iterator[_Member]:
-    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarInfo, encoding="utf-8", errors="surrogateescape") as tar:
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=Header, encoding="utf-8", errors="surrogateescape") as tar:
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
             kind = _tar_kind(info)
