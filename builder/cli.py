@@ -26,6 +26,7 @@ COMMANDS = {
     "schema": "recipe",
     "export": "recipe",
     "inspect": "inspect",
+    "inspect": "inspect",
     "store": "store",
     "doctor": "doctor",
 }

@@ -10,7 +10,6 @@ from enum import Enum
 from builder.errors import UsageError
 from builder.gpucode.fatbin import Entry, Kind
 
-
 _SUFFIXES = ("", "f", "a")
 
 

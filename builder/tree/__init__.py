@@ -1,6 +1,6 @@
 """File trees: walk, digest, merge and unpack; the one place that knows owners, xattrs, holes and whiteouts."""
 
-from builder.tree.archive import ExtractLimits, extract
+from builder.tree.archive import ExtractLimits, extract, files
 from builder.tree.check import changed, verify
 from builder.tree.entry import Entry
 from builder.tree.index import Index, order
@@ -15,6 +15,7 @@ __all__ = [
     "changed",
     "contents",
     "extract",
+    "files",
     "merge",
     "normalise",
     "order",
