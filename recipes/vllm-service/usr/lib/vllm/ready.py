@@ -1,7 +1,8 @@
 """Wait until the vLLM server described by a serve.yaml has given one real completion or embedding.
 
-Usage: ready.py SERVE_YAML. Exit 0 once an answer came back; 1 when the server refuses the request for good. How long
-to wait is the service manager's to say (TimeoutStartSec). The API key is read from the environment (VLLM_API_KEY).
+Usage: ready.py SERVE_YAML. Exit 0 once an answer came back; 1 when the server refuses the request for good, or ends.
+How long to wait is the service manager's to say (TimeoutStartSec). Read from the environment: the server's process
+(MAINPID, as systemd sets it) and the API key (VLLM_API_KEY).
 """
 
 import json
@@ -34,12 +35,23 @@ def call(url, body=None):
     return json.loads(text) if text else None
 
 
+def is_running(pid):
+    """Whether the process is there and no zombie; True when there is no pid to look at."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return not pid
+
+
 def wait_for_port(base):
     while True:
         try:
             call(f"{base}/health")
             return
         except (OSError, ValueError):
+            if not is_running(os.environ.get("MAINPID")):
+                sys.exit("vLLM ended before it answered")
             time.sleep(1)
 
 
