@@ -26,7 +26,6 @@ COMMANDS = {
     "schema": "recipe",
     "export": "recipe",
     "inspect": "inspect",
-    "inspect": "inspect",
     "store": "store",
     "doctor": "doctor",
 }

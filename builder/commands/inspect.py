@@ -46,8 +46,7 @@ def inspect(path: Path, gpu_code: bool, target: str | None, ptx_isa: str | None,
     if not gpu_code:
         raise UsageError("nothing to look for", hint="add --gpu-code")
     card = _target(target, ptx_isa, by_unit)
-    with Store(default_root()).scratch() as scratch:
-        libraries = scan(path, scratch, progress=console.progress(as_json))
+    libraries = scan(path, Store(default_root()).scratch, progress=console.progress(as_json))
     if as_json:
         total = [container for library in libraries for container in library.containers]
         told = [_library(library, card, by_unit) for library in libraries]

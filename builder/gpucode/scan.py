@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,15 @@ class Library:
     problem: str = ""  # why nothing is known of its GPU code
 
 
-def scan(path: Path, scratch: Path, *, progress: Progress | None = None) -> tuple[Library, ...]:
+Scratch = Callable[[], AbstractContextManager[Path]]
+"""Makes an empty folder that is removed after use, as `Store.scratch` does."""
+
+
+def scan(path: Path, scratch: Scratch, *, progress: Progress | None = None) -> tuple[Library, ...]:
     """The libraries with GPU code at `path`, sorted: a library, a folder (links are not followed) or an archive.
 
-    An archive (tar, plain or gz, xz, zst; zip, as wheels are) is read once; its libraries are unpacked into the folder
-    `scratch` one at a time, so that there must be room for the largest. A library whose GPU code cannot be read is
+    An archive (tar, plain or gz, xz, zst; zip, as wheels are) is read once; its libraries are unpacked into a folder
+    of `scratch` one at a time, so that there must be room for the largest. A library whose GPU code cannot be read is
     told in `Library.problem`. Raises BuilderError when `path` is missing or no such thing, or the archive is damaged.
     """
     with (progress or Silent()).task("reading GPU code") as task:
@@ -44,7 +49,7 @@ def scan(path: Path, scratch: Path, *, progress: Progress | None = None) -> tupl
     return tuple(sorted(found, key=lambda library: library.path))
 
 
-def _candidates(path: Path, scratch: Path) -> Iterator[tuple[str, Path]]:
+def _candidates(path: Path, scratch: Scratch) -> Iterator[tuple[str, Path]]:
     try:
         if path.is_dir():
             yield from _tree(path)
@@ -53,7 +58,8 @@ def _candidates(path: Path, scratch: Path) -> Iterator[tuple[str, Path]]:
         elif _head(path) in _MAGICS:
             yield path.name, path
         else:
-            yield from files(path, scratch, lambda head: head[:4] in _MAGICS)
+            with scratch() as folder:
+                yield from files(path, folder, lambda head: head[:4] in _MAGICS)
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=error.filename or path) from error
 
