@@ -116,6 +116,25 @@ def user(request: pytest.FixtureRequest) -> User:
     return found
 
 
+@pytest.fixture(scope="session")
+def tiny() -> Callable[[User], Path]:
+    """The store of a user, in which the template of `tiny` was built; made at first use, and shared by all tests."""
+    from project import project
+
+    stores: dict[str, Path] = {}
+
+    def of(user: User) -> Path:
+        if user.name not in stores:
+            home = user.home / "tiny"
+            home.mkdir()
+            made = project(user, home, "tiny")
+            made.json("template", "recipes/tiny")
+            stores[user.name] = made.store
+        return stores[user.name]
+
+    return of
+
+
 @pytest.fixture
 def no_leftovers() -> Iterator[None]:
     """Fails a test after which a mount is there that was not before, or a sandbox whose builder is gone."""

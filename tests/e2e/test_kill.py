@@ -1,0 +1,188 @@
+"""Builders that are killed, interrupted, or two at once: the next build gives the right template, nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from conftest import User
+from project import Project, project
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.usefixtures("no_leftovers")]
+
+POINTS = sorted(random.Random(20).sample(range(50, 1000), 20))
+"""Twenty random points of a run, as thousandths of its time."""
+SCRIPT = "#!/bin/sh\ntouch /srv/started\nsleep 100 &\nsleep 100\n"
+
+
+class Victim:
+    """The recipe tiny in a folder of its own, and what an undisturbed build of it gives."""
+
+    def __init__(self, of: Project) -> None:
+        self.of = of
+        made = of.json("build", "recipes/tiny")
+        self.sha256 = made["sha256"]
+        self.template = Path(made["path"])
+        self.layer = next(of.store.glob(f"layers/*/{made['stages'][-1]['key']}"))
+        self.undo()
+        started = time.monotonic()
+        self.check()
+        self.seconds = time.monotonic() - started
+
+    def undo(self) -> None:
+        """Damage the files layer and the template, so that a build drops, builds, packs and replaces."""
+        (self.layer / "tree/usr/bin/tiny").write_text("damaged")
+        self.template.write_text("damaged")
+
+    def check(self) -> None:
+        """A plain build gives the right template and leaves nothing but it."""
+        made = self.of.json("build", "recipes/tiny")
+        assert made["sha256"] == self.sha256 == sha256(self.template.read_bytes()).hexdigest()
+        subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=self.of.artifacts, check=True)
+        assert len(os.listdir(self.of.artifacts)) == 4
+        left = {path.name for path in (self.of.store / "tmp").iterdir()}
+        assert left <= {"partial", "logs"}
+
+    def start(self, *prefix: str) -> subprocess.Popen[bytes]:
+        argv = [*prefix, *self.of.argv("build", "recipes/tiny")]
+        return self.of.user.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def victim_of(tiny: Callable[[User], Path]) -> Callable[[User], Victim]:
+    """The victim of each user, made at first use."""
+    made: dict[str, Victim] = {}
+
+    def of(user: User) -> Victim:
+        if user.name not in made:
+            made[user.name] = Victim(new(user, tiny(user)))
+        return made[user.name]
+
+    return of
+
+
+@pytest.fixture
+def victim(user: User, victim_of: Callable[[User], Victim]) -> Victim:
+    return victim_of(user)
+
+
+def new(user: User, store: Path) -> Project:
+    return project(user, Path(tempfile.mkdtemp(dir=user.home)), "tiny", store=store)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_random_point(root_user: User, victim_of: Callable[[User], Victim], point: int) -> None:
+    kill_after(victim_of(root_user), point)
+
+
+@pytest.mark.parametrize("point", POINTS[2::4])
+def test_killed_at_a_random_point_as_a_user(
+    ordinary_user: User, victim_of: Callable[[User], Victim], point: int
+) -> None:
+    kill_after(victim_of(ordinary_user), point)
+
+
+def kill_after(victim: Victim, point: int) -> None:
+    victim.undo()
+    with victim.start() as running:
+        time.sleep(victim.seconds * point / 1000)
+        running.kill()
+    victim.check()
+
+
+def test_killed_where_a_file_is_about_to_be_renamed(root_user: User, victim_of: Callable[[User], Victim]) -> None:
+    victim = victim_of(root_user)
+    calls = "rename,renameat,renameat2"
+    number = 0
+    while True:
+        number += 1
+        victim.undo()
+        inject = f"inject={calls}:signal=KILL:when={number}"
+        with victim.start("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", inject) as running:
+            said = running.communicate()
+        victim.check()
+        if running.returncode == 0:
+            break
+        assert running.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), said
+    assert number > 6  # layer dropped, layer placed, sums, manifest, bill, template, sums, record
+
+
+def test_killed_while_the_base_is_made(root_user: User, tiny: Callable[[User], Path]) -> None:
+    """In a store of its own, which is empty of layers; what a build from nothing gives is what `tiny` gave."""
+    store = tiny(root_user)
+    here = new(root_user, store)
+    expected = here.json("build", "recipes/tiny")["sha256"]
+    other = here.folder / "other"
+    shutil.copytree(store / "blobs", other / "blobs")
+    shutil.rmtree(here.artifacts)
+    here = here.with_env(BUILDER_STORE=str(other))
+    with here.user.popen(here.argv("build", "recipes/tiny"), stderr=subprocess.PIPE) as running:
+        wait_for(other, "tmp/session-*/*/layer/tree/usr/bin/dpkg")
+        running.kill()
+    assert here.json("build", "recipes/tiny")["sha256"] == expected
+    assert {path.name for path in (other / "tmp").iterdir()} <= {"partial", "logs"}
+
+
+def wait_for(store: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 60
+    while not list(store.glob(pattern)):
+        assert time.monotonic() < deadline, pattern
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_in_a_stage(user: User, tiny: Callable[[User], Path], number: signal.Signals) -> None:
+    here = new(user, tiny(user))
+    recipe = here.folder / "recipes/tiny"
+    (recipe / "script").write_text(SCRIPT)
+    (recipe / "script").chmod(0o755)
+    stage = '[[Stage]]\nName = "slow"\nKind = "files"\nPostInstallationScripts = ["script"]\n'
+    (recipe / "recipe.toml").write_text((recipe / "recipe.toml").read_text() + stage)
+    with here.user.popen(here.argv("build", "recipes/tiny"), stderr=subprocess.PIPE) as running:
+        wait_for(here.store, "tmp/session-*/*/layer/tree/srv/started")
+        interrupt(running, number)
+    assert list((here.store / "tmp").glob("session-*")) == []
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.6, 0.8, 0.95])
+def test_interrupted_at_any_time(victim: Victim, fraction: float) -> None:
+    victim.undo()
+    with victim.start() as running:
+        time.sleep(victim.seconds * fraction)
+        interrupt(running, signal.SIGINT)
+    assert list((victim.of.store / "tmp").glob("session-*")) == []
+    assert list(victim.of.artifacts.glob(".pack-*")) == []
+    victim.check()
+
+
+def interrupt(running: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send the signal; the builder says one line, and ends at once."""
+    sent = time.monotonic()
+    running.send_signal(number)
+    _, said = running.communicate()
+    if running.returncode != 0:  # else it had finished before
+        lines = [line for line in said.decode().splitlines() if "was changed on disk" not in line]
+        assert (running.returncode, lines) == (130, ["builder: interrupted"])
+    assert time.monotonic() - sent < 5
+
+
+def test_two_builders_at_once(victim: Victim) -> None:
+    """On one store and one folder of artifacts, where both find a damaged layer and a damaged template."""
+    victim.undo()
+    argv = victim.of.argv("build", "recipes/tiny", "--json")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [victim.of.user.popen(argv, **pipes) for _ in range(2)]
+    told = [running.communicate() for running in both]
+    assert [running.returncode for running in both] == [0, 0], told
+    assert {json.loads(out)["sha256"] for out, _ in told} == {victim.sha256}
+    victim.check()
