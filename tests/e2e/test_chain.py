@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from conftest import User
@@ -81,7 +82,7 @@ def test_a_changed_file_rebuilds_its_stage_alone_and_says_so(root_user: User, tm
     here = project(root_user, tmp_path, "smoke", store=STORE)
     here.json("build", "recipes/smoke")
     about = here.folder / "recipes/smoke/files/etc/smoke/about"
-    about.write_text("changed\n")
+    about.write_text(f"{uuid4()}\n")
     rows = {row["stage"]: row["reason"] for row in here.json("build", "recipes/smoke", "--dry-run")}
     assert rows == {"base": "cached", "wheels": "cached", "system": "changed: file files"}
     made = here.json("build", "recipes/smoke")
@@ -94,7 +95,8 @@ def test_a_stage_rebuilt_to_the_same_content_costs_those_above_it_nothing(root_u
     files = '[[Stage]]\nName = "{}"\nKind = "files"\nExtraTrees = ["{}"]\n'
     text = recipe.read_text()
     (here.folder / "recipes/tiny/more").mkdir()
-    (here.folder / "recipes/tiny/more/above").write_text(str(tmp_path))
+    (here.folder / "recipes/tiny/more/above").write_text("above")
+    (here.folder / "recipes/tiny/files/etc/new").write_text(str(uuid4()))
     recipe.write_text(text + "\n" + files.format("above", "more:/opt/more"))
     here.json("build", "recipes/tiny")
     recipe.write_text(recipe.read_text().replace('["files:/"]', '["files:/", "files/etc/tiny:/etc/tiny"]'))
