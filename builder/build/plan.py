@@ -63,14 +63,17 @@ def stack_digest(below: str, layer_digest: str) -> str:
 
 
 def _check_taken(recipe: Recipe, lock: Lock, nodes: Sequence[Node]) -> None:
+    """Refuse a wheel that was forgotten; an environment that a skipped stage shares is meant to be incomplete."""
     used = {blob.sha256 for node in nodes for blob in node.inputs.blobs}
-    for name, wheels in lock.venvs.items():
+    incomplete = {stage.params.get("Venv") for stage in recipe.stages if stage.skip is not None}
+    for venv in recipe.venvs:
+        wheels = lock.venvs.get(venv.lock_id, ())
         left = [wheel.name for wheel in wheels if wheel.blob.sha256 not in used]
-        if left and len(left) < len(wheels):
+        if left and len(left) < len(wheels) and venv.name not in incomplete:
             raise BuilderError(
-                f"{', '.join(left)} of environment {name} would be in no stage",
+                f"{len(left)} wheels of environment {venv.name} would be in no stage, {left[0]} first",
                 where=recipe.directory / "recipe.toml",
-                hint="take it into the Only, or out of the Except, of one of the stages that share the environment",
+                hint="take them into the Only, or out of the Except, of one of the stages that share the environment",
             )
 
 

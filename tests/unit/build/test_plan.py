@@ -14,7 +14,7 @@ from builder import canonical
 from builder.build.plan import EMPTY_STACK, file_digest, plan, stack_digest
 from builder.errors import BuilderError
 from builder.lock.model import Blob, Lock, Wheel
-from builder.recipe.model import Distribution, Recipe, Stage
+from builder.recipe.model import Distribution, Recipe, Stage, Venv
 from builder.stage.kind import Inputs, Kind
 
 BLOB = Blob(sha256="a" * 64, size=1, filename="one.deb", urls=())
@@ -32,7 +32,7 @@ def kind(version: int = 1, **inputs: Any) -> Kind:
     )
 
 
-def recipe(*stages: Stage, epoch: int = 1) -> Recipe:
+def recipe(*stages: Stage, epoch: int = 1, venvs: tuple[Venv, ...] = ()) -> Recipe:
     distribution = Distribution("debian", "bookworm", "amd64", "http://mirror", "http://security", ("main",))
     return Recipe(
         directory=Path("/recipe"),
@@ -44,7 +44,7 @@ def recipe(*stages: Stage, epoch: int = 1) -> Recipe:
         compression_level=3,
         distribution=distribution,
         target=None,
-        venvs=(),
+        venvs=venvs,
         urls=(),
         stages=stages,
     )
@@ -89,9 +89,13 @@ def test_a_skipped_stage_is_not_planned() -> None:
 def test_a_wheel_that_no_stage_takes_is_told() -> None:
     other = Blob(sha256="b" * 64, size=1, filename="two.whl", urls=())
     wheels = (Wheel("one", "1", BLOB, "2025-01-01T00:00:00Z"), Wheel("two", "1", other, "2025-01-01T00:00:00Z"))
-    with pytest.raises(BuilderError, match="two of environment v would be in no stage"):
-        plan(recipe(stage()), Lock("r", "", venvs={"v": wheels}), {"test": kind(blobs=(BLOB,))})
-    assert plan(recipe(stage()), Lock("r", "", venvs={"v": wheels}), {"test": kind()}), "an environment not used at all"
+    venv = Venv("v", "/opt/v", "/usr/bin/python3", ("one", "two"), (), (), "2025-01-02T00:00:00Z", "https://index")
+    lock = Lock("r", "", venvs={"v": wheels})
+    takes_one = {"test": kind(blobs=(BLOB,))}
+    with pytest.raises(BuilderError, match="1 wheels of environment v would be in no stage, two first"):
+        plan(recipe(stage(), venvs=(venv,)), lock, takes_one)
+    assert plan(recipe(stage(), venvs=(venv,)), lock, {"test": kind()}), "an environment that is not used at all"
+    assert plan(recipe(stage(), stage(skip="later", Venv="v"), venvs=(venv,)), lock, takes_one)
 
 
 def test_a_stage_sees_every_layer_below_not_only_the_topmost() -> None:
