@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -93,8 +94,15 @@ def _show(error: click.ClickException) -> None:
         error.show()
 
 
+def _speak_utf8() -> None:
+    """Start again in UTF-8 mode (PEP 540) where the locale means otherwise: names and texts must not depend on it."""
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def main() -> NoReturn:
     """Run the command line: exit 0, 1 for a failure, 2 for a wrong use, 130 when interrupted."""
+    _speak_utf8()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) sets it
             signal.signal(number, _terminate)

@@ -22,7 +22,9 @@ class BuilderError(Exception):
         line = self.what if self.where is None else f"{self.where}: {self.what}"
         if self.hint:
             line = f"{line}; {self.hint}"
-        return " ".join(line.split())
+        return "".join(
+            letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(line.split())
+        )
 
 
 class UsageError(BuilderError):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from builder import sandbox, tree
 from builder.build import explain
-from builder.build.plan import EMPTY_STACK, Node, stack_digest
+from builder.build.plan import EMPTY_STACK, Node, file_digest, stack_digest
 from builder.errors import BuilderError
 from builder.lock.model import Blob
 from builder.progress import Progress
@@ -98,6 +98,7 @@ def _stage(recipe: Recipe, node: Node, below: str, done: Sequence[Built], store:
         window_start = _stamp(draft.scratch / "started")
         node.kind.build(_context(recipe, node, lower, draft, store, log))
         window = (window_start, _stamp(draft.scratch / "ended"))
+        _check_files(node)
         tree.normalise(draft.upper, recipe.source_date_epoch, window)
         index = tree.scan(draft.upper)
         seconds = time.monotonic() - started
@@ -128,6 +129,17 @@ def _named(node: Node, store: Store) -> Iterator[None]:
     except BuilderError as error:
         where = "" if error.where in (None, stage) else f": {names.get(error.where, error.where)}"
         raise type(error)(error.what, where=stage + where, hint=error.hint) from error
+
+
+def _check_files(node: Node) -> None:
+    """Refuse a layer of files that were edited after the key was made of them: it would be kept under a wrong name."""
+    for name, path in node.inputs.files.items():
+        if file_digest(path) != node.body["files"][name]:
+            raise BuilderError(
+                f"{name} changed while the stage was built",
+                where=f"stage {node.stage.name}",
+                hint="run the same command again",
+            )
 
 
 def _check_inputs(recipe: Recipe, node: Node, store: Store) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import zstandard
 
 from builder import canonical, pack
 from builder.build import explain
@@ -29,7 +31,7 @@ class Template:
     seconds: float = 0.0  # that packing took
 
 
-def current(recipe: Recipe, nodes: Sequence[Node], store: Store, folder: Path) -> Template | None:
+def current(recipe: Recipe, lock: Lock, nodes: Sequence[Node], store: Store, folder: Path) -> Template | None:
     """The template in `folder` when it is what `nodes` would give, without reading it: by keys and stat data.
 
     None when a layer is missing, or when it, what lies beside it or its line in `SHA256SUMS` is gone or was changed.
@@ -43,7 +45,7 @@ def current(recipe: Recipe, nodes: Sequence[Node], store: Store, folder: Path) -
     path = folder / pack.file_name(recipe.full_name, recipe.version, recipe.distribution.architecture)
     try:
         record = json.loads((store.root / _record(path)).read_text())
-        wanted = {"identity": _identity(recipe, below), "sha256": pack.listed(path), "stats": _stats(path)}
+        wanted = {"identity": _identity(recipe, lock, nodes, below), "sha256": pack.listed(path), "stats": _stats(path)}
         return Template(path, record["sha256"], path.stat().st_size, fresh=False) if record == wanted else None
     except (OSError, ValueError):
         return None
@@ -69,7 +71,7 @@ def make(
         architecture=architecture,
         level=recipe.compression_level,
         epoch=recipe.source_date_epoch,
-        previous=pack.newest(folder, recipe.full_name, architecture),
+        previous=_earlier(recipe, store, folder),
         info=_info(recipe, lock, built),
         progress=progress,
     )
@@ -77,20 +79,32 @@ def make(
     for stage in built:
         explain.remember(store, recipe.full_name, stage.node.stage.name, stage.node.full_body(below))
         below = stack_digest(below, stage.layer.digest)
-    record = {"identity": _identity(recipe, below), "sha256": packed.sha256, "stats": _stats(packed.path)}
+    identity = _identity(recipe, lock, [stage.node for stage in built], below)
+    record = {"identity": identity, "sha256": packed.sha256, "stats": _stats(packed.path)}
     store.write_text(_record(packed.path), json.dumps(record, sort_keys=True))
     return Template(packed.path, packed.sha256, packed.size, fresh=True, seconds=time.monotonic() - started)
 
 
-def _identity(recipe: Recipe, stack: str) -> str:
+def _earlier(recipe: Recipe, store: Store, folder: Path) -> Path | None:
+    """The template whose frames may be copied: one that this store knows to be as it was made, with its manifest."""
+    path = pack.newest(folder, recipe.full_name, recipe.distribution.architecture)
+    try:
+        known = path is not None and json.loads((store.root / _record(path)).read_text())["stats"] == _stats(path)
+    except (OSError, ValueError, KeyError):
+        known = False
+    return path if known else None
+
+
+def _identity(recipe: Recipe, lock: Lock, nodes: Sequence[Node], stack: str) -> str:
+    """The digest of all that template, manifest and bill of materials are made of."""
     return canonical.digest(
         {
             "stack": stack,
-            "pack": pack.FORMAT,
-            "name": recipe.full_name,
-            "version": recipe.version,
-            "level": recipe.compression_level,
+            "pack": [pack.FORMAT, zstandard.__version__],
+            "recipe": recipe_digest(recipe, nodes),
             "epoch": recipe.source_date_epoch,
+            "skipped": [[stage.name, stage.skip] for stage in recipe.stages],
+            "lock": asdict(lock),
         }
     )
 

@@ -90,7 +90,7 @@ def _build(
 ) -> None:
     progress = console.progress(as_json)
     folder = output or beside(recipe, "artifacts")
-    made = building.current(recipe, nodes, store, folder)
+    made = building.current(recipe, lock, nodes, store, folder)
     built: Sequence[Built] = ()
     if made is None or explain:
         built = building.build(recipe, nodes, store, progress)
@@ -139,7 +139,7 @@ def shell(recipe: str, command: tuple[str, ...], variant: str | None) -> None:
       builder shell recipes/vllm-blackwell:wheels -- /opt/vllm/bin/python -V
     """
     become_root()
-    path, _, stage = recipe.partition(":")
+    path, _, stage = (recipe, "", "") if Path(recipe).exists() else recipe.rpartition(":")
     loaded, lock = locked(Path(path), variant)
     nodes = building.plan(loaded, lock, KINDS)
     names = [node.stage.name for node in nodes]

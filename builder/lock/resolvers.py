@@ -65,7 +65,7 @@ class Bench:
     def interpreter(self) -> Interpreter:
         """Ask the interpreter for its version and tags. Raises BuilderError when it cannot be run."""
         self._start(self._request.python, "-ISc", _PROBE, PIP_TOOLS, f"{WORKPLACE}/interpreter.json")
-        facts = json.loads((self._folder / "interpreter.json").read_text())
+        facts = json.loads(self._read("interpreter.json"))
         return Interpreter(facts["version"], tuple(facts["tags"]))
 
     def uv(self, preferred: Pins, fixed: Pins) -> Pins:
@@ -113,14 +113,30 @@ class Bench:
                     where=self._where,
                     hint="take it as [[Url]]",
                 )
-        (self._folder / name).write_text("".join(f"{text}\n" for text in requirements))
+        self._write(name, "".join(f"{text}\n" for text in requirements))
 
     def _pins(self, name: str, pins: Pins) -> None:
-        (self._folder / name).write_text("".join(f"{project}=={pins[project]}\n" for project in sorted(pins)))
+        self._write(name, "".join(f"{project}=={pins[project]}\n" for project in sorted(pins)))
+
+    def _write(self, name: str, text: str) -> None:
+        """Make the file anew: what runs in the base can write to the folder, and could have left a link to the host."""
+        place = self._folder / name
+        place.unlink(missing_ok=True)
+        with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "w") as file:
+            file.write(text)
+
+    def _read(self, name: str) -> str:
+        """A result, which must be a file of the folder itself. Raises BuilderError."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            with os.fdopen(os.open(self._folder / name, flags), "r") as file:
+                return file.read()
+        except OSError as error:
+            raise BuilderError(f"the resolver left no {name}: {error.strerror}", where=self._where) from error
 
     def _result(self, name: str) -> Pins:
         pins: dict[str, Version] = {}
-        for line in (self._folder / name).read_text().splitlines():
+        for line in self._read(name).splitlines():
             if not line or line.startswith("#"):
                 continue
             project, _, version = line.partition("==")

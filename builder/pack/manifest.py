@@ -65,6 +65,8 @@ def read(path: Path) -> Mapping[str, Any]:
         raise BuilderError("is no JSON", where=path, hint="build the template again") from error
     if not isinstance(told, dict) or told.get("format") != 1:
         raise BuilderError("is no manifest of format 1", where=path, hint="build the template again")
+    if missing := sorted({"name", "version", "variant", "stages", "skipped", "frames", "files"} - told.keys()):
+        raise BuilderError(f"tells nothing of {', '.join(missing)}", where=path, hint="build the template again")
     return told
 
 

@@ -62,7 +62,10 @@ def load(path: Path, kinds: Mapping[str, KindInfo], variant: str | None = None) 
 
 def resolve(path: Path, kinds: Mapping[str, KindInfo]) -> Resolved:
     """The recipe at `path` with every variant applied, all of it validated. Raises UsageError with file and line."""
-    file = path / FILE if path.is_dir() else path
+    try:
+        file = path / FILE if path.is_dir() else path
+    except OSError as error:
+        raise UsageError(error.strerror or str(error), where=path) from error
     document = read(file)
     folder = file.parent.absolute()
     real = folder.resolve()

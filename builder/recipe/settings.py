@@ -123,7 +123,7 @@ _CONTENT = (
         Type.INT,
         "Seconds since 1970 (UTC); no file of the template is younger.",
         required=True,
-        check=_between(0, 2**33),
+        check=_between(0, 2**33 - 1),
     ),
 )
 

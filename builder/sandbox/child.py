@@ -46,6 +46,7 @@ MOUNTING = frozenset((_SYS_ADMIN,))
 
 
 def main() -> NoReturn:
+    os.umask(0o022)
     control = socket.socket(fileno=int(sys.argv[2]))
     control.set_inheritable(False)
     linux.die_with_parent(signal.SIGKILL)

@@ -35,13 +35,15 @@ def supervise(command: int, limits: Limits, control: socket.socket) -> dict[str,
 
 
 def memory(enough: int) -> int:
-    """Bytes held by all processes in /proc but this one, and by files in /tmp and /run.
+    """Bytes held by all processes in /proc but this one, and by files in /tmp, /run and /dev/shm.
 
     Counts memory that the kernel cannot drop (not mapped files). Memory that processes share after a fork is counted
     once when the plain sum passes `enough`: that count is exact, and slow.
     """
     pids = [name for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
-    files = sum((stat.f_blocks - stat.f_bfree) * stat.f_frsize for stat in map(os.statvfs, ("/tmp", "/run")))
+    files = sum(
+        (stat.f_blocks - stat.f_bfree) * stat.f_frsize for stat in map(os.statvfs, ("/tmp", "/run", "/dev/shm"))
+    )
     plain = files + sum(_fields(f"/proc/{pid}/status", ("RssAnon", "RssShmem")) for pid in pids)
     if plain <= enough:
         return plain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from builder import tree
@@ -77,7 +78,7 @@ def _extra_trees(context: Context, members: Members) -> None:
             place, name = context.blob(blob), blob.filename
         else:
             place = context.inputs.files[source(entry)]
-            name = place.name
+            name = Path(source(entry)).name
         if place.is_file() and _ARCHIVE.search(name):
             unpacked = context.scratch / f"archive-{number}"
             tree.extract(place, unpacked)
@@ -120,7 +121,7 @@ def _changes(params: Any) -> Iterator[tuple[str, ...]]:
 def _scripts(context: Context) -> None:
     for name in context.inputs.params["PostInstallationScripts"]:
         place = context.inputs.files[name]
-        inside = f"/run/builder/scripts/{place.name}"
+        inside = f"/run/builder/scripts/{Path(name).name}"
         context.run((inside, "final"), binds=(Bind(place, inside),), env={"PYTHONDONTWRITEBYTECODE": "1"})
 
 

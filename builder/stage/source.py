@@ -116,6 +116,8 @@ def _outside(dest: Path, names: Sequence[str]) -> Iterator[str]:
     here = dest
     for name in names:
         if here.is_symlink() or not here.is_dir():
+            if here.is_symlink() or here.exists():
+                yield f"/{here.relative_to(dest)}"
             return
         yield from (f"/{(here / other).relative_to(dest)}" for other in sorted(os.listdir(here)) if other != name)
         here = here / name

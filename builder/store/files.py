@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -94,8 +94,24 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def drop_acl(folder: Path) -> None:
+    """Take the access control lists (acl(5)) off an empty folder: an inherited one widens what is made in it."""
+    for name in os.listxattr(folder):
+        if name.startswith("system.posix_acl_"):
+            os.removexattr(folder, name)
+
+
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all in it, folders without write permission included. Raises OSError."""
+    """Remove a folder with all in it, folders without write permission included. Raises OSError.
+
+    Another process may be removing the same one: what is gone already is fine.
+    """
+    while path.exists():
+        with suppress(FileNotFoundError):
+            _remove_tree(path)
+
+
+def _remove_tree(path: Path) -> None:
     try:
         shutil.rmtree(path)
     except PermissionError:

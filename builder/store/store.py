@@ -31,7 +31,7 @@ from builder import canonical
 from builder.errors import BuilderError
 from builder.lock.model import Blob
 from builder.store import session
-from builder.store.files import chunks, guarded, open_unmarked, remove_tree, sha256_of, sync, write_durably
+from builder.store.files import chunks, drop_acl, guarded, open_unmarked, remove_tree, sha256_of, sync, write_durably
 from builder.store.layer import Draft, Layer
 from builder.tree import Index
 
@@ -76,6 +76,7 @@ class Store:
             if self._session is None:
                 self.folder("tmp", "partial")
                 self._session = session.begin(self.root)
+                self._give(self.root / "lock")
                 self._end = weakref.finalize(self, self._session.end)
             return self._session
 
@@ -223,6 +224,7 @@ class Store:
                 layer = scratch / "layer"
                 for path in (layer, layer / "tree", scratch / "work", scratch / "scratch"):
                     path.mkdir()
+                    drop_acl(path)
                     path.chmod(0o755)
             yield Draft(key, layer / "tree", scratch / "work", scratch / "scratch", self._commit)
 

@@ -165,7 +165,7 @@ class _Unpacking:
         if parts is None:
             return
         if member.kind == "dir" and self.made.get(parts) == "dir":
-            self.mtimes[parts] = member.mtime
+            self.mtimes[parts] = min(max(member.mtime, 0), _MTIME_MAX)
             return
         if parts in self.made:
             raise self._refusal("comes twice", member.name)
