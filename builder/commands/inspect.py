@@ -84,25 +84,30 @@ def _print(libraries: Sequence[Library], card: Target | None) -> None:
 
 def _row(library: Library, card: Target | None, shown: Sequence[Verdict]) -> tuple[object, ...]:
     if library.problem:
-        return (library.path, "?", "?", *("?" for _ in shown), f"not readable: {library.problem}")
+        return (_shown(library), "?", "?", *("?" for _ in shown), f"not readable: {library.problem}")
     counts = verdicts(units(library.containers, card)) if card else {}
     size = console.human(sum(container.size for container in library.containers))
     names = " ".join(row.name for row in architectures(library.containers))
-    return (library.path, len(library.containers), size, *(counts[verdict] or "" for verdict in shown), names)
+    return (_shown(library), len(library.containers), size, *(counts[verdict] or "" for verdict in shown), names)
 
 
 def _print_units(libraries: Iterable[Library], card: Target) -> None:
     rows = []
     for library in libraries:
         if library.problem:
-            rows.append((library.path, "?", "not readable", library.problem, "", ""))
+            rows.append((_shown(library), "?", "not readable", library.problem, "", ""))
         for unit in units(library.containers, card):
             taken = unit.choice.entry
             cells = (taken.name, console.human(taken.size)) if taken else ("", "")
             held = " ".join(entry.name for entry in unit.container.entries)
-            rows.append((library.path, f"{unit.container.offset:#x}", unit.choice.verdict.value, *cells, held))
+            rows.append((_shown(library), f"{unit.container.offset:#x}", unit.choice.verdict.value, *cells, held))
     heads = ("library", "unit at", "runs", "takes", "size", "of")
     console.print_table(heads, rows, right=("unit at", "size"))
+
+
+def _shown(library: Library) -> str:
+    """The library's path, which an archive may have filled with anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in library.path)
 
 
 def _library(library: Library, card: Target | None, by_unit: bool) -> dict[str, Any]:

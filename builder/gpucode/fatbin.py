@@ -33,7 +33,7 @@ _ENTRY_VERSION = 0x0101
 _HEADER_MAX = 4096
 _SPECIFIC = 0x100000
 _FAMILY = 0x200000
-_MOST = 1_000_000  # containers and entries of one file; the fullest library known has 5,000
+_MOST = 100_000  # containers and entries of one file; the fullest library known has 9,000
 _ZEROS = bytes(1 << 16)
 
 
@@ -81,6 +81,11 @@ class Container:
         return sum(entry.size for entry in self.entries)
 
 
+def holds(head: bytes) -> bool:
+    """Whether a file that begins like this may have GPU code; 4 bytes tell."""
+    return head[:4] in (elf.MAGIC, MAGIC)
+
+
 def read(path: Path) -> tuple[Container, ...]:
     """The containers of an ELF64 file, or of a bare fat binary, in the order of the file; none in any other file.
 
@@ -89,7 +94,7 @@ def read(path: Path) -> tuple[Container, ...]:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size < _CONTAINER.size:
+            if size < _CONTAINER.size or not holds(os.pread(file.fileno(), 4, 0)):
                 return ()
             with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
                 return tuple(_containers(data, file.fileno()))

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.errors import BuilderError
-from builder.gpucode import elf, fatbin
+from builder.gpucode import fatbin
 from builder.gpucode.fatbin import Container
 from builder.progress import Progress, Silent
 from builder.tree import files
 
-_MAGICS = (elf.MAGIC, fatbin.MAGIC)
 _SMALLEST = 4096  # bytes; the headers alone of a library take more
 
 
@@ -42,9 +41,9 @@ def scan(path: Path, scratch: Scratch, *, progress: Progress | None = None) -> t
     with (progress or Silent()).task("reading GPU code") as task:
         found = []
         for name, place in _candidates(path, scratch):
-            task.note(name)
             library = _library(name, place)
             if library.containers or library.problem:
+                task.note(name)
                 found.append(library)
     return tuple(sorted(found, key=lambda library: library.path))
 
@@ -55,11 +54,11 @@ def _candidates(path: Path, scratch: Scratch) -> Iterator[tuple[str, Path]]:
             yield from _tree(path)
         elif not path.is_file():
             raise BuilderError("is no file and no folder", where=path)
-        elif _head(path) in _MAGICS:
+        elif fatbin.holds(_head(path)):
             yield path.name, path
         else:
             with scratch() as folder:
-                yield from files(path, folder, lambda head: head[:4] in _MAGICS)
+                yield from files(path, folder, fatbin.holds)
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=error.filename or path) from error
 
@@ -72,9 +71,7 @@ def _tree(root: Path) -> Iterator[tuple[str, Path]]:
                 if row.is_dir(follow_symlinks=False):
                     folders.append(row.path)
                 elif row.is_file(follow_symlinks=False) and row.stat(follow_symlinks=False).st_size >= _SMALLEST:
-                    place = Path(row.path)
-                    if _head(place) in _MAGICS:
-                        yield os.path.relpath(row.path, root), place
+                    yield os.path.relpath(row.path, root), Path(row.path)
 
 
 def _head(path: Path) -> bytes:
