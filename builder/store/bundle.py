@@ -39,8 +39,8 @@ _TABLE = "builder-store.json"
 _TABLE_MAX = 64 << 20
 _INDEX_MAX = 1 << 30
 _FRAME = 8 << 20
-_LEVEL = 1
-"""zstd's: a fifth of the time of level 3, a tenth more bytes; layers shrink to a third, blobs not at all."""
+_LEVEL = 3
+"""zstd's: level 1 takes two thirds of the CPU time and writes a quarter more of the layers."""
 
 
 @dataclass(frozen=True)
