@@ -90,7 +90,7 @@ def _earlier(recipe: Recipe, store: Store, folder: Path) -> Path | None:
     path = pack.newest(folder, recipe.full_name, recipe.distribution.architecture)
     try:
         known = path is not None and json.loads((store.root / _record(path)).read_text())["stats"] == _stats(path)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         known = False
     return path if known else None
 
