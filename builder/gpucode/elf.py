@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from mmap import mmap
 
 from builder.errors import BuilderError
+from builder.gpucode.view import View
 
 MAGIC = b"\x7fELF"
 
 _IDENT = MAGIC + b"\x02\x01"  # ELFCLASS64, ELFDATA2LSB: what runs on x86-64
-_HEADER_SIZE = 64
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _NOBITS = 8  # SHT_NOBITS: takes no room in the file
-_XINDEX = 0xFFFF  # SHN_XINDEX: the number does not fit and stands in section 0
-_NAME_MAX = 256
+_NAMES_MAX = 1 << 20  # bytes of all names together
+_DAMAGED = "the section table of the ELF file is damaged or cut off"
 
 
 @dataclass(frozen=True)
@@ -32,33 +32,29 @@ class Section:
         return self.offset + self.size
 
 
-def sections(data: mmap | bytes) -> tuple[Section, ...]:
-    """The sections that hold bytes, in the order of the table; none when `data` is no little-endian ELF64 file.
+def sections(file: View) -> tuple[Section, ...]:
+    """The sections that hold bytes, in the order of the table; none when `file` is no little-endian ELF64 file.
 
-    Raises BuilderError when the table, a name or a section lies outside the file.
+    Raises BuilderError when the table or a section lies outside the file, and OSError.
     """
-    if len(data) < _HEADER_SIZE or data[: len(_IDENT)] != _IDENT:
+    if file.size < _HEADER.size:
         return ()
-    (table,) = struct.unpack_from("<Q", data, 0x28)
-    width, count, names = struct.unpack_from("<HHH", data, 0x3A)
-    if table == 0:
+    ident, _, _, _, _, _, table, _, _, _, _, width, count, names = file.unpack(_HEADER, 0)
+    if not ident.startswith(_IDENT) or table == 0:
         return ()
-    if width != _SECTION.size or table + width > len(data):
-        raise BuilderError("the section table of the ELF file is damaged or cut off")
-    first = _SECTION.unpack_from(data, table)
-    count = count or first[5]
-    names = first[6] if names == _XINDEX else names
-    if table + width * count > len(data) or names >= count:
-        raise BuilderError("the section table of the ELF file is damaged or cut off")
-    return tuple(_sections(data, table, count, names))
+    if width != _SECTION.size or names >= count or table + width * count > file.size:
+        raise BuilderError(_DAMAGED)
+    rows = tuple(_SECTION.iter_unpack(file.read(table, width * count)))
+    if len(rows) < count or rows[names][4] > file.size:
+        raise BuilderError(_DAMAGED)
+    strings = file.read(rows[names][4], min(rows[names][5], _NAMES_MAX))
+    return tuple(_sections(file, rows, strings))
 
 
-def _sections(data: mmap | bytes, table: int, count: int, names: int) -> Iterator[Section]:
-    strings = _SECTION.unpack_from(data, table + _SECTION.size * names)[4]
-    for at in range(table, table + _SECTION.size * count, _SECTION.size):
-        name, kind, _, _, offset, size, *_ = _SECTION.unpack_from(data, at)
-        start = strings + name
-        if start > len(data) or (kind != _NOBITS and offset + size > len(data)):
-            raise BuilderError(f"section {(at - table) // _SECTION.size} lies outside the file: damaged or cut off")
-        if kind != _NOBITS:
-            yield Section(data[start : start + _NAME_MAX].partition(b"\0")[0].decode("latin-1"), offset, size)
+def _sections(file: View, rows: Iterable[tuple[int, ...]], strings: bytes) -> Iterator[Section]:
+    for number, (name, kind, _, _, offset, size, *_) in enumerate(rows):
+        if kind == _NOBITS:
+            continue
+        if offset + size > file.size:
+            raise BuilderError(f"section {number} of the ELF file lies outside it: damaged or cut off")
+        yield Section(strings[name : max(strings.find(b"\0", name), name)].decode("latin-1"), offset, size)

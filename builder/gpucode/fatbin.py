@@ -6,12 +6,11 @@
           +28   u32 architecture | u32 offset, u32 length of a name | u64 flags | u64 0 | u64 unpacked size or 0
 
 NVIDIA publishes no description. This one was read from the libraries of PyPI's CUDA 12 wheels and compared with what
-cuobjdump lists of them. Only headers are read, through a memory map.
+cuobjdump lists of them. Only headers are read.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 from builder.errors import BuilderError
 from builder.gpucode import elf
 from builder.gpucode.elf import Section
+from builder.gpucode.view import View
 
 MAGIC = b"\x50\xed\x55\xba"
 SECTIONS = (".nv_fatbin", "__nv_relfatbin")
@@ -92,57 +92,56 @@ def read(path: Path) -> tuple[Container, ...]:
     Raises BuilderError when the file cannot be read or has GPU code that is not laid out as described above.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size < _CONTAINER.size or not holds(os.pread(file.fileno(), 4, 0)):
                 return ()
-            with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
-                return tuple(_containers(data, file.fileno()))
+            return tuple(_containers(View(file.fileno(), size)))
     except BuilderError as error:
         raise BuilderError(error.what, where=path, hint="get the file again") from error
-    except (OSError, ValueError) as error:
-        raise BuilderError(getattr(error, "strerror", None) or str(error), where=path) from error
+    except OSError as error:
+        raise BuilderError(error.strerror or str(error), where=path) from error
 
 
-def _containers(data: mmap.mmap, fd: int) -> Iterator[Container]:
+def _containers(file: View) -> Iterator[Container]:
     left = _MOST
     end = 0
-    for section in _sections(data):
+    for section in _sections(file):
         if section.offset < end:
             raise BuilderError("two sections of GPU code overlap: damaged")
         end = section.end
-        for container in _section(data, section, fd):
+        for container in _section(file, section):
             left -= 1 + len(container.entries)
             if left < 0:
                 raise BuilderError(f"more than {_MOST:,} pieces of GPU code: damaged")
             yield container
 
 
-def _sections(data: mmap.mmap) -> list[Section]:
-    if data[: len(MAGIC)] == MAGIC:
-        return [Section("", 0, len(data))]
-    found = [section for section in elf.sections(data) if section.name in SECTIONS and section.size]
+def _sections(file: View) -> list[Section]:
+    if file.read(0, len(MAGIC)) == MAGIC:
+        return [Section("", 0, file.size)]
+    found = [section for section in elf.sections(file) if section.name in SECTIONS and section.size]
     return sorted(found, key=lambda section: section.offset)
 
 
-def _section(data: mmap.mmap, section: Section, fd: int) -> Iterator[Container]:
+def _section(file: View, section: Section) -> Iterator[Container]:
     at = section.offset
     while at < section.end:
         if section.end - at < _CONTAINER.size:
             raise BuilderError(f"the container at {at:#x} is cut off")
-        magic, version, header, size = _CONTAINER.unpack_from(data, at)
+        magic, version, header, size = file.unpack(_CONTAINER, at)
         start = at + _CONTAINER.size
         if (magic, version, header) != (MAGIC, 1, _CONTAINER.size) or start + size > section.end:
             raise BuilderError(f"no container of a known layout at {at:#x} in {section.name or 'the file'}")
-        yield Container(section.name, at, tuple(_entries(data, start, start + size)))
-        at = _after_zeros(data, start + size, section.end, fd)
+        yield Container(section.name, at, tuple(_entries(file, start, start + size)))
+        at = _after_zeros(file, start + size, section.end)
 
 
-def _entries(data: mmap.mmap, at: int, end: int) -> Iterator[Entry]:
+def _entries(file: View, at: int, end: int) -> Iterator[Entry]:
     while at < end:
         if end - at < _ENTRY.size:
             raise BuilderError(f"the entry at {at:#x} is cut off")
-        (kind, version, header, size, _, _, minor, major, arch, _, _, flags, _, unpacked) = _ENTRY.unpack_from(data, at)
+        (kind, version, header, size, _, _, minor, major, arch, _, _, flags, _, unpacked) = file.unpack(_ENTRY, at)
         known = version == _ENTRY_VERSION and kind in (Kind.PTX.value, Kind.CUBIN.value)
         if not known or not _ENTRY.size <= header <= _HEADER_MAX or at + header + size > end:
             raise BuilderError(f"no entry of a known layout at {at:#x}")
@@ -152,15 +151,11 @@ def _entries(data: mmap.mmap, at: int, end: int) -> Iterator[Entry]:
         at = entry.end
 
 
-def _after_zeros(data: mmap.mmap, at: int, end: int, fd: int) -> int:
+def _after_zeros(file: View, at: int, end: int) -> int:
     """The first byte from `at` on that is not zero, or `end`; a file's holes are skipped, not read."""
     while at < end:
-        block = data[at : min(at + len(_ZEROS), end)]
-        if not _ZEROS.startswith(block):
+        block = file.read(at, min(len(_ZEROS), end - at))
+        if not block or not _ZEROS.startswith(block):
             return at + len(block) - len(block.lstrip(b"\0"))
-        at += len(block)
-        try:
-            at = max(at, os.lseek(fd, at, os.SEEK_DATA))  # lseek(2)
-        except OSError:  # ENXIO: nothing but a hole up to the end of the file
-            return end
+        at = file.after_hole(at + len(block))
     return end

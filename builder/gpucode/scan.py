@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from builder.gpucode.fatbin import Container
 from builder.progress import Progress, Silent
 from builder.tree import files
 
+_JOBS = 8  # files read at a time: it is the disk that takes the time, not the processor
 _SMALLEST = 4096  # bytes; the headers alone of a library take more
 
 
@@ -40,25 +42,25 @@ def scan(path: Path, scratch: Scratch, *, progress: Progress | None = None) -> t
     """
     with (progress or Silent()).task("reading GPU code") as task:
         found = []
-        for name, place in _candidates(path, scratch):
-            library = _library(name, place)
+        for library in _read(path, scratch):
             if library.containers or library.problem:
-                task.note(name)
+                task.note(library.path)
                 found.append(library)
     return tuple(sorted(found, key=lambda library: library.path))
 
 
-def _candidates(path: Path, scratch: Scratch) -> Iterator[tuple[str, Path]]:
+def _read(path: Path, scratch: Scratch) -> Iterator[Library]:
     try:
         if path.is_dir():
-            yield from _tree(path)
+            with ThreadPoolExecutor(_JOBS) as pool:
+                yield from pool.map(_library, _tree(path))
         elif not path.is_file():
             raise BuilderError("is no file and no folder", where=path)
         elif fatbin.holds(_head(path)):
-            yield path.name, path
+            yield _library((path.name, path))
         else:
             with scratch() as folder:
-                yield from files(path, folder, fatbin.holds)
+                yield from map(_library, files(path, folder, fatbin.holds))
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=error.filename or path) from error
 
@@ -79,7 +81,8 @@ def _head(path: Path) -> bytes:
         return file.read(4)
 
 
-def _library(name: str, place: Path) -> Library:
+def _library(candidate: tuple[str, Path]) -> Library:
+    name, place = candidate
     size = place.stat().st_size
     try:
         return Library(name, size, fatbin.read(place))

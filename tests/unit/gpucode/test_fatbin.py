@@ -77,16 +77,6 @@ def test_files_without_gpu_code_are_no_error(reading: Read, data: bytes) -> None
     assert reading(data) == ()
 
 
-def test_more_sections_than_the_header_can_count(reading: Read) -> None:
-    """Then the number and the place of the names stand in section 0 (elf(5), e_shnum and e_shstrndx)."""
-    data = bytearray(LIBRARY)
-    (table,) = struct.unpack_from("<Q", data, 0x28)
-    count, strings = struct.unpack_from("<HH", data, 0x3C)
-    struct.pack_into("<HH", data, 0x3C, 0, 0xFFFF)
-    struct.pack_into("<QI", data, table + 32, count, strings)
-    assert len(reading(bytes(data))) == 3
-
-
 def test_holes_are_skipped(tmp_path: Path) -> None:
     """As slimming leaves them: 64 GiB would take a minute to read."""
     hole = 1 << 36
