@@ -118,6 +118,11 @@ def main() -> NoReturn:
     except click.ClickException as error:
         _show(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        click.echo(f"builder: {BuilderError(error.strerror or str(error), where=error.filename)}", err=True)
+        sys.exit(BuilderError.exit_code)
     except (KeyboardInterrupt, click.Abort):
         if debug:
             raise
