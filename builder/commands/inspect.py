@@ -73,9 +73,12 @@ def _target(text: str | None, isa: str | None, by_unit: bool) -> Target | None:
 
 def _print(libraries: Sequence[Library], card: Target | None) -> None:
     shown = [verdict for verdict in Verdict if card and (card.isa or verdict is not Verdict.TOO_NEW)]
+    last = [verdict.value for verdict in shown] or ["for"]
     rows = [_row(library, card, shown) for library in libraries]
-    heads = ("library", "units", "GPU code", *(verdict.value for verdict in shown), "for")
-    console.print_table(heads, rows, right=heads[1:-1])
+    console.print_table(("library", "units", "GPU code", *last), rows, right=("units", "GPU code", *last[: len(shown)]))
+    for library in libraries:
+        if library.problem:
+            click.echo(f"{_shown(library)} is not readable: {library.problem}")
     click.echo()
     total = [container for library in libraries for container in library.containers]
     sums = [(row.name, row.count, console.human(row.size)) for row in architectures(total)]
@@ -84,11 +87,14 @@ def _print(libraries: Sequence[Library], card: Target | None) -> None:
 
 def _row(library: Library, card: Target | None, shown: Sequence[Verdict]) -> tuple[object, ...]:
     if library.problem:
-        return (_shown(library), "?", "?", *("?" for _ in shown), f"not readable: {library.problem}")
-    counts = verdicts(units(library.containers, card)) if card else {}
+        return (_shown(library), *["?"] * (2 + max(len(shown), 1)))
     size = console.human(sum(container.size for container in library.containers))
-    names = " ".join(row.name for row in architectures(library.containers))
-    return (_shown(library), len(library.containers), size, *(counts[verdict] or "" for verdict in shown), names)
+    if card:
+        counts = verdicts(units(library.containers, card))
+        last = [str(counts[verdict] or "") for verdict in shown]
+    else:
+        last = [" ".join(row.name for row in architectures(library.containers))]
+    return (_shown(library), len(library.containers), size, *last)
 
 
 def _print_units(libraries: Iterable[Library], card: Target) -> None:

@@ -60,7 +60,8 @@ def _read(path: Path, scratch: Scratch) -> Iterator[Library]:
             yield _library((path.name, path))
         else:
             with scratch() as folder:
-                yield from map(_library, files(path, folder, fatbin.holds))
+                for name, place in files(path, folder, fatbin.holds):
+                    yield _library((name.removeprefix("./"), place))
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=error.filename or path) from error
 

@@ -110,9 +110,11 @@ def test_by_translation_unit(run: Run, tree: Path) -> None:
 
 def test_tables(run: Run, tree: Path) -> None:
     lines = [line.split() for line in run(tree, "--target", "12.0").stdout.splitlines()]
-    assert lines[0] == ["library", "units", "GPU", "code", "exact", "minor", "ptx", "nothing", "for"]
-    assert lines[2] == ["venv/lib/fast.so", "1", "3.0", "KiB", "1", "sm_90", "sm_120"]
+    assert lines[0] == ["library", "units", "GPU", "code", "exact", "minor", "ptx", "nothing"]
+    assert lines[2] == ["venv/lib/fast.so", "1", "3.0", "KiB", "1"]
     assert ["compute_80", "2", "8.0", "KiB"] in lines
+    lines = [line.split() for line in run(tree).stdout.splitlines()]
+    assert lines[2] == ["venv/lib/fast.so", "1", "3.0", "KiB", "sm_90", "sm_120"]
     assert run(tree / "venv/lib/host.so").stdout == f"{tree}/venv/lib/host.so: no GPU code\n"
 
 
@@ -127,8 +129,6 @@ def test_archives_say_the_same_as_the_folder(run: Run, tree: Path, tmp_path: Pat
     from_folder = told(run, tree, "--target", "12.0", "--units")
     for archive_name in ("t.tar", "t.tar.zst", "t.whl"):
         found = told(run, tmp_path / archive_name, "--target", "12.0", "--units")
-        for library in found["libraries"]:
-            library["path"] = library["path"].removeprefix("./")
         assert found == from_folder, archive_name
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name == "file"] == []
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_read_is_said_and_fails(run: Run, tree: Path) -> None:
     (tree / "venv/lib/fast.so").write_bytes(damaged)
     done = run(tree, "--target", "12.0")
     assert done.return_value == 1
-    assert "not readable: no container of a known layout at 0x1040 in .nv_fatbin" in done.stdout
+    assert "venv/lib/fast.so is not readable: no container of a known layout at 0x1040 in .nv_fatbin" in done.stdout
     assert "venv/lib/mixed.so" in done.stdout
     found = json.loads(run(tree, "--json").stdout)
     assert [bool(library["problem"]) for library in found["libraries"]] == [False, True, False]
