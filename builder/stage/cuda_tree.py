@@ -40,9 +40,9 @@ class Part:
 def parts(site_packages: Path, installed: str | None) -> Iterator[Part]:
     """The parts in the `site-packages` on disk, which the template has at `installed`."""
     nvidia = site_packages / "nvidia"
-    if nvidia.is_dir():
+    if _is_folder(nvidia):
         for name in sorted(os.listdir(nvidia)):
-            if (nvidia / name).is_dir():
+            if _is_folder(nvidia / name):
                 yield Part(nvidia / name, f"{installed}/nvidia/{name}" if installed else None)
 
 
@@ -87,15 +87,22 @@ def library_links(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _files(folder: Path, prefix: str) -> Iterator[str]:
-    if not folder.is_dir():
+    if not _is_folder(folder):
         return
     for name in sorted(os.listdir(folder)):
         if name in _PACKAGING:
             continue
-        if (folder / name).is_dir():
+        if _is_folder(folder / name):
             yield from _files(folder / name, f"{prefix}{name}/")
         else:
             yield prefix + name
+
+
+def _is_folder(place: Path) -> bool:
+    """Whether it is a folder. Raises BuilderError for a link: no wheel brings one, and it could lead to the host."""
+    if place.is_symlink():
+        raise BuilderError("is a symbolic link, which no wheel brings", where=place)
+    return place.is_dir()
 
 
 def _wheel(place: Path) -> str:

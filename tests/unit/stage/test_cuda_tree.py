@@ -52,3 +52,14 @@ def test_links_for_the_linker() -> None:
         "lib/libcudart.so": "libcudart.so.12",
         "lib/libnvrtc-builtins.so": "libnvrtc-builtins.so.12.8",
     }
+
+
+@pytest.mark.parametrize("place", ["nvidia", "nvidia/a", "nvidia/a/include", "nvidia/a/include/x"])
+def test_a_link_in_the_template_does_not_lead_to_the_host(tmp_path: Path, place: str) -> None:
+    host = tmp_path / "host"
+    host.mkdir()
+    site = tmp_path / "site"
+    (site / place).parent.mkdir(parents=True)
+    (site / place).symlink_to(host)
+    with pytest.raises(BuilderError, match="is a symbolic link, which no wheel brings"):
+        layout(parts(site, None))
