@@ -11,7 +11,7 @@ help: ## list the targets
 template: setup ## build artifacts/*.tar.zst from RECIPE (default vllm-blackwell), VARIANT when given
 	@$(BIN)/builder template recipes/$(RECIPE) $(if $(VARIANT),--variant $(VARIANT))
 
-test: setup ## run all tests; those that need root are left out for an ordinary user
+test: setup ## run the tests; those that need root are left out for an ordinary user
 	@$(BIN)/pytest
 
 unit: setup ## run the quick tests only

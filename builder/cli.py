@@ -40,7 +40,7 @@ GROUPS = {
 
 
 class LazyGroup(click.Group):
-    """Finds commands by name in `COMMANDS`, so that `builder --help` imports no heavy module."""
+    """Finds commands by name in `COMMANDS`, so that a command imports what it needs itself and no more."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -69,16 +69,14 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="builder")
-@click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
-@click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the Python traceback of an error.")
+def cli() -> None:
     """Build hashed LXC templates from recipes and locks.
 
     \b
     Example:
       builder template recipes/vllm-blackwell
     """
-    ctx.obj = {"debug": debug}
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -57,3 +58,15 @@ class KindInfo(Protocol):
     @property
     def keys(self) -> tuple[Key, ...]:
         """Its own settings, beside those of every `[[Stage]]`."""
+
+
+def matches(pattern: str, meaning: str) -> Callable[[Any], str | None]:
+    """A `Key.check`: the whole text matches `pattern`, which `meaning` says in words."""
+    compiled = re.compile(pattern)
+    return lambda value: None if compiled.fullmatch(value) else f"must be {meaning}"
+
+
+def between(low: int, high: int | None = None) -> Callable[[Any], str | None]:
+    """A `Key.check`: the number is at least `low`, and at most `high` where there is one."""
+    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+    return lambda value: None if low <= value and (high is None or value <= high) else f"must be {bounds}"

@@ -6,13 +6,12 @@ Sections and keys that mkosi has carry mkosi's names and meanings (mkosi(1)); th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from builder.recipe.keys import Key, Type
+from builder.recipe.keys import Key, Type, between, matches
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,6 @@ ARCHITECTURES = {"x86-64": "amd64"}
 """mkosi's name to Debian's."""
 
 
-def _matches(pattern: str, meaning: str) -> Callable[[Any], str | None]:
-    compiled = re.compile(pattern)
-    return lambda value: None if compiled.fullmatch(value) else f"must be {meaning}"
-
-
-def _between(low: int, high: int | None = None) -> Callable[[Any], str | None]:
-    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-    return lambda value: None if low <= value and (high is None or value <= high) else f"must be {bounds}"
-
-
 def _url(value: Any) -> str | None:
     try:
         parts = urlsplit(value)
@@ -85,10 +74,10 @@ def _time(value: Any) -> str | None:
     return None
 
 
-_NAME = _matches(r"[a-z0-9][a-z0-9._-]*", "lower-case letters, digits, '.', '_' and '-', a letter or digit first")
-_ABSOLUTE = _matches(r"(/(?!\.{1,2}(/|$))[^/\0]+)+", "an absolute path of the template")
+_NAME = matches(r"[a-z0-9][a-z0-9._-]*", "lower-case letters, digits, '.', '_' and '-', a letter or digit first")
+_ABSOLUTE = matches(r"(/(?!\.{1,2}(/|$))[^/\0]+)+", "an absolute path of the template")
 
-VARIANT_NAME = _matches(r"[a-z0-9][a-z0-9-]*", "lower-case letters, digits and '-', a letter or digit first")
+VARIANT_NAME = matches(r"[a-z0-9][a-z0-9-]*", "lower-case letters, digits and '-', a letter or digit first")
 
 _DISTRIBUTION = (
     Key("Distribution", Type.TEXT, "The distribution to install.", required=True, choices=tuple(ARCHIVES)),
@@ -105,16 +94,16 @@ _OUTPUT = (
         Type.TEXT,
         "The template's name.",
         required=True,
-        check=_matches(r"[A-Za-z0-9][A-Za-z0-9.+-]*", "letters, digits, '.', '+' and '-'"),
+        check=matches(r"[A-Za-z0-9][A-Za-z0-9.+-]*", "letters, digits, '.', '+' and '-'"),
     ),
     Key(
         "ImageVersion",
         Type.TEXT,
         "The template's version.",
         required=True,
-        check=_matches(r"[A-Za-z0-9][A-Za-z0-9.+~-]*", "letters, digits, '.', '+', '~' and '-'"),
+        check=matches(r"[A-Za-z0-9][A-Za-z0-9.+~-]*", "letters, digits, '.', '+', '~' and '-'"),
     ),
-    Key("CompressLevel", Type.INT, "The level of zstd.", default=3, check=_between(1, 22)),
+    Key("CompressLevel", Type.INT, "The level of zstd.", default=3, check=between(1, 22)),
 )
 
 _CONTENT = (
@@ -123,7 +112,7 @@ _CONTENT = (
         Type.INT,
         "Seconds since 1970 (UTC); no file of the template is younger.",
         required=True,
-        check=_between(0, 2**33 - 1),
+        check=between(0, 2**33 - 1),
     ),
 )
 
@@ -139,10 +128,10 @@ _TARGET = (
         Type.TEXT,
         'The GPU\'s compute capability, such as "12.0".',
         required=True,
-        check=_matches(r"[0-9]{1,2}\.[0-9]", 'a compute capability, such as "12.0"'),
+        check=matches(r"[0-9]{1,2}\.[0-9]", 'a compute capability, such as "12.0"'),
     ),
-    Key("Devices", Type.INT, "How many there are.", default=1, check=_between(1)),
-    Key("MemoryMiB", Type.INT, "Memory of one, in MiB.", required=True, check=_between(1)),
+    Key("Devices", Type.INT, "How many there are.", default=1, check=between(1)),
+    Key("MemoryMiB", Type.INT, "Memory of one, in MiB.", required=True, check=between(1)),
 )
 
 _VENV = (
@@ -177,9 +166,9 @@ _URL = (
         "Sha256",
         Type.TEXT,
         "Its published sha256; when not given, the lock records it at first sight.",
-        check=_matches(r"[0-9a-f]{64}", "64 hexadecimal digits in lower case"),
+        check=matches(r"[0-9a-f]{64}", "64 hexadecimal digits in lower case"),
     ),
-    Key("Size", Type.INT, "Its published size in bytes.", check=_between(0)),
+    Key("Size", Type.INT, "Its published size in bytes.", check=between(0)),
 )
 
 _STAGE = (
@@ -188,7 +177,7 @@ _STAGE = (
         Type.TEXT,
         "The stage's name.",
         required=True,
-        check=_matches(r"[a-z0-9][a-z0-9-]*", "lower-case letters, digits and '-', a letter or digit first"),
+        check=matches(r"[a-z0-9][a-z0-9-]*", "lower-case letters, digits and '-', a letter or digit first"),
     ),
     Key("Kind", Type.TEXT, "What makes the layer.", required=True),
     Key("Skip", Type.TEXT, "Why this stage is not built; it is built when this is empty or not given."),
@@ -197,9 +186,9 @@ _STAGE = (
         Type.INT,
         "Memory of all its processes together, in MiB; more ends the build.",
         default=16384,
-        check=_between(64),
+        check=between(64),
     ),
-    Key("TimeoutSeconds", Type.INT, "How long it may run, in seconds.", default=3600, check=_between(1)),
+    Key("TimeoutSeconds", Type.INT, "How long it may run, in seconds.", default=3600, check=between(1)),
 )
 
 AFTER = Key("After", Type.TEXT, "In a variant, for a new stage: the stage that it follows; the last when not given.")

@@ -14,7 +14,7 @@ from builder.stage import upper
 from builder.stage.kind import Context, Inputs, Kind
 
 MOUNT_POINT = "/usr/lib/nvidia-host"
-"""Where deploy binds the host's folder, read-only. In it: libcuda.so.1 and its like with their links, libcuda.so among
+"""Where the host's folder is bound, read-only. In it: libcuda.so.1 and its like with their links, libcuda.so among
 them (Triton links with it), and the programs (nvidia-smi) in `bin`."""
 
 SERVICE = "nvidia-host-driver.service"

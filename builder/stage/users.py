@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from builder.errors import UsageError
-from builder.recipe.keys import Key, Type
+from builder.recipe.keys import Key, Type, between, matches
 from builder.stage.members import wrong_path
 
-
-def _matches(pattern: str, meaning: str) -> Callable[[Any], str | None]:
-    compiled = re.compile(pattern)
-    return lambda value: None if compiled.fullmatch(value) else f"must be {meaning}"
-
-
-def _id(value: Any) -> str | None:
-    return None if 1 <= value <= 60000 else "must be from 1 to 60000"
-
+_ID = between(1, 60000)
 
 USERS = Key(
     "Users",
@@ -30,9 +22,9 @@ USERS = Key(
             Type.TEXT,
             "Name of the user, and of the group.",
             required=True,
-            check=_matches("[a-z_][a-z0-9_-]{0,31}", "a user name (useradd(8))"),
+            check=matches("[a-z_][a-z0-9_-]{0,31}", "a user name (useradd(8))"),
         ),
-        Key("Uid", Type.INT, "User id.", required=True, check=_id),
+        Key("Uid", Type.INT, "User id.", required=True, check=_ID),
         Key("Gid", Type.INT, "Group id; that of the user when not given.", default=0),
         Key(
             "Home", Type.TEXT, "Home folder, made with mode 0750 where there is none.", required=True, check=wrong_path
@@ -58,7 +50,7 @@ def check(users: Sequence[Mapping[str, Any]], where: str) -> None:
                 raise UsageError(f"Users has {key} {user[key]} twice", where=where)
             seen.add(user[key])
     for user in users:
-        if user["Gid"] and (wrong := _id(user["Gid"])):
+        if user["Gid"] and (wrong := _ID(user["Gid"])):
             raise UsageError(f"Gid of user {user['Name']} {wrong}", where=where)
 
 

@@ -60,12 +60,6 @@ def new_session(jobs: int) -> requests.Session:
     return session
 
 
-def shown(url: str) -> str:
-    """The URL without user name and password."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
 @contextmanager
 def reading(session: requests.Session, url: str, offset: int) -> Iterator[Body]:
     """Ask for `url` from byte `offset` on; the answer may start at 0 all the same.

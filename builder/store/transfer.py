@@ -17,6 +17,7 @@ import requests
 
 from builder.errors import BuilderError
 from builder.lock.model import Blob
+from builder.lock.web import shown
 from builder.progress import Task
 from builder.store import http
 from builder.store.download import Retry
@@ -235,7 +236,7 @@ def _is(path: Path, fd: int) -> bool:
 
 
 def _failure(blob: Blob, answers: Sequence[tuple[str, _Answer]]) -> BuilderError:
-    said = ", ".join(f"{http.shown(url)}: {answer}" for url, answer in answers) or "the lock has no URL"
+    said = ", ".join(f"{shown(url)}: {answer}" for url, answer in answers) or "the lock has no URL"
     if any(isinstance(answer, http.TransientError) for _, answer in answers):
         return BuilderError(said, where=blob.filename, hint="run the command again: it goes on where it was")
     gone = all(isinstance(answer, http.RefusedError) and answer.gone for _, answer in answers)
