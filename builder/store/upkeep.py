@@ -76,8 +76,8 @@ def ls(store: Store) -> list[Item]:
 def gc(store: Store, *, older_than: float | None, max_size: int | None, dry_run: bool = False) -> Collected:
     """Remove what was not used for `older_than` seconds, then the least recently used down to `max_size` bytes.
 
-    None means no such limit. Whatever a builder that runs now has used since it began is kept, so that builds need
-    not wait; see `builder.store.session`. Raises BuilderError when something cannot be removed.
+    None means no such limit; a `max_size` of 0 keeps nothing, empty things neither. Whatever a builder that runs now
+    has used since it began is kept, so that builds need not wait; see `builder.store.session`. Raises BuilderError when something cannot be removed.
     """
     aside: list[Path | None] = []
     with guarded(store.root):
@@ -181,7 +181,7 @@ def _choose(items: list[Item], total: int, older_than: float | None, max_size: i
     limit = None if older_than is None else time.time_ns() - int(older_than * 1e9)
     chosen = []
     for item in items:
-        if (limit is not None and item.used < limit) or (max_size is not None and total > max_size):
+        if (limit is not None and item.used < limit) or (max_size is not None and (total > max_size or not max_size)):
             chosen.append(item)
             total -= item.size
     return chosen
