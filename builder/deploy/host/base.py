@@ -81,13 +81,18 @@ class Host(Protocol):
     def make_template(self, ctid: int) -> None:
         """Turn a stopped container into one that is only cloned."""
 
-    def clone(self, template: int, container: Container, *, full: bool) -> None:
-        """A new container from a template: id and host name of `container`. Waits its turn where another clone runs."""
+    def clone(self, template: int, container: Container, *, full: bool, description: str) -> None:
+        """A new container from a template: id and host name of `container`. Waits its turn where another clone runs.
+
+        `description` holds the mark: a clone that was cut short must show whose it is."""
 
     def configure(self, settings: Settings) -> None:
         """Set network with MAC, memory, cores, tags, description, devices and raw lines of a stopped container.
 
         Grows the root disk to `root_gib` where the host can."""
+
+    def describe(self, ctid: int, description: str, tags: tuple[str, ...]) -> None:
+        """Put these in place of a container's description and tags, running or not."""
 
     def set_onboot(self, ctid: int, onboot: bool) -> None:
         """Whether it starts with the host."""
