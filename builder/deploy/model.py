@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from builder.errors import BuilderError
 
@@ -159,4 +161,26 @@ def jsonable(value: Any) -> Any:
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [jsonable(item) for item in value]
+    return value
+
+
+T = TypeVar("T")
+
+
+def from_jsonable(kind: type[T], value: Any) -> T:
+    """The dataclass of type `kind` that `jsonable` made `value` of. Raises TypeError, KeyError or ValueError."""
+    made: T = _read(kind, value)
+    return made
+
+
+def _read(kind: Any, value: Any) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = [each for each in typing.get_args(kind) if each is not type(None)]
+        return None if value is None else _read(inner[0], value) if len(inner) == 1 else value
+    if origin is tuple:
+        return tuple(_read(typing.get_args(kind)[0], item) for item in value)
+    if hasattr(kind, "__dataclass_fields__"):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _read(hints[name], item) for name, item in value.items()})
     return value

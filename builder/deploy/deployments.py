@@ -1,0 +1,77 @@
+"""What the builder made on a host: templates and servers, known by their marks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from builder.deploy.host.base import Host
+from builder.deploy.model import Guest, Mark
+from builder.errors import BuilderError, UsageError
+
+SERVER, TEMPLATE = "server", "template"
+TAG = "builder"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A guest that the builder made."""
+
+    guest: Guest
+    mark: Mark
+
+
+def deployments(guests: Sequence[Guest], role: str = SERVER) -> tuple[Deployment, ...]:
+    """Those of `guests` that carry a mark of this role. Raises BuilderError for a mark that cannot be read."""
+    marked = ((guest, guest.mark) for guest in guests)
+    return tuple(Deployment(guest, mark) for guest, mark in marked if mark is not None and mark.role == role)
+
+
+def tags(mark: Mark, more: Sequence[str] = ()) -> tuple[str, ...]:
+    """The tags of a guest with this mark."""
+    own = (TAG, f"{TAG}-{mark.name}", f"sha256-{mark.digest[:16]}")
+    return tuple(dict.fromkeys((*own, *more)))
+
+
+def template_of(guests: Sequence[Guest], digest: str) -> Guest | None:
+    """The template made from the file with this sha256, finished; None when there is none."""
+    for found in deployments(guests, TEMPLATE):
+        if found.mark.digest == digest and found.guest.template and not found.guest.lock:
+            return found.guest
+    return None
+
+
+def find(host: Host, which: str) -> Deployment:
+    """The deployment with this container id or name; of several with one name that which runs.
+
+    Raises UsageError when there is none, or it is not of the builder's making.
+    """
+    guests = host.guests()
+    if which.isdigit():
+        guest = host.guest(int(which))
+        if guest is None:
+            raise UsageError(f"there is no container {which}", where=host.name, hint=_known(guests))
+        if guest.mark is None or guest.mark.role != SERVER:
+            what = f"container {which} ({guest.name}) is no deployment of the builder"
+            raise UsageError(what, where=host.name, hint=f"it is left alone; {_known(guests)}")
+        return Deployment(guest, guest.mark)
+    named = [found for found in deployments(guests) if found.mark.name == which]
+    if not named:
+        raise UsageError(f"there is no deployment {which!a}", where=host.name, hint=_known(guests))
+    chosen = max(named, key=lambda found: (found.guest.running, found.mark.made)).guest.ctid
+    return find(host, str(chosen))
+
+
+def free_id(guests: Sequence[Guest], wanted: Sequence[int], why: str) -> int:
+    """The first of `wanted` that no guest has. Raises BuilderError, `why` naming what it is for."""
+    taken = {guest.ctid for guest in guests}
+    for ctid in wanted:
+        if ctid not in taken:
+            return ctid
+    listed = ", ".join(map(str, wanted))
+    raise BuilderError(f"no free id for {why}: {listed} are taken", hint="name more in containers.toml")
+
+
+def _known(guests: Sequence[Guest]) -> str:
+    names = [f"{found.guest.ctid} ({found.mark.name})" for found in deployments(guests)]
+    return f"deployments are {', '.join(names)}" if names else "there is no deployment yet"
