@@ -33,6 +33,11 @@ def tags(mark: Mark, more: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*own, *more)))
 
 
+def look(host: Host) -> tuple[Guest, ...]:
+    """All guests; containers with their whole configuration, so that marks, cards and shares are seen."""
+    return tuple((host.guest(guest.ctid) or guest) if guest.kind == "lxc" else guest for guest in host.guests())
+
+
 def template_of(guests: Sequence[Guest], digest: str) -> Guest | None:
     """The template made from the file with this sha256, finished; None when there is none."""
     for found in deployments(guests, TEMPLATE):
@@ -46,9 +51,9 @@ def find(host: Host, which: str) -> Deployment:
 
     Raises UsageError when there is none, or it is not of the builder's making.
     """
-    guests = host.guests()
+    guests = look(host)
     if which.isdigit():
-        guest = host.guest(int(which))
+        guest = next((guest for guest in guests if guest.ctid == int(which)), None)
         if guest is None:
             raise UsageError(f"there is no container {which}", where=host.name, hint=_known(guests))
         if guest.mark is None or guest.mark.role != SERVER:
@@ -58,8 +63,7 @@ def find(host: Host, which: str) -> Deployment:
     named = [found for found in deployments(guests) if found.mark.name == which]
     if not named:
         raise UsageError(f"there is no deployment {which!a}", where=host.name, hint=_known(guests))
-    chosen = max(named, key=lambda found: (found.guest.running, found.mark.made)).guest.ctid
-    return find(host, str(chosen))
+    return max(named, key=lambda found: (found.guest.running, found.mark.made))
 
 
 def free_id(guests: Sequence[Guest], wanted: Sequence[int], why: str) -> int:

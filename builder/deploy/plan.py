@@ -1,0 +1,243 @@
+"""All decisions of a deploy, made before the first change and kept in the journal: a resumed one decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from builder import pack
+from builder.deploy import containers, gpu
+from builder.deploy import profile as profiles
+from builder.deploy.addresses import mac_for
+from builder.deploy.containers import Loaded
+from builder.deploy.deployments import SERVER, deployments, free_id, look, template_of
+from builder.deploy.gpu.model import Gpus
+from builder.deploy.host.base import Host
+from builder.deploy.model import Container, Guest, Network, from_jsonable, jsonable
+from builder.deploy.profile.model import Profile
+from builder.errors import BuilderError, UsageError
+
+TEMPLATE_IDS = (920, *range(923, 930))
+"""Where templates go when containers.toml does not say."""
+SPARE_IDS = tuple(range(930, 940))
+"""Where replacements go when containers.toml does not say."""
+_ROOM = 1.25
+"""What an ext4 of many files needs beyond their bytes, and what a service writes."""
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Source:
+    """The template's file here."""
+
+    path: str
+    digest: str  # sha256
+    title: str  # name, version and variant
+    unpacked: int  # bytes
+    host_driver: bool  # the driver's userspace comes from the host
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for on the command line."""
+
+    ctid: int
+    recipe: Path
+    profile: str | None
+    template: Path
+    overrides: dict[str, Any]
+    fallback: str | None = None
+    full: bool = False
+    replace: bool = False
+    listen: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done."""
+
+    run: str
+    started: str  # ISO 8601, UTC
+    source: Source
+    template: Container  # where the template is or will be
+    container: Container  # with its card numbers
+    profile: Profile
+    fallback: Profile | None
+    full: bool  # never a linked clone
+    replaces: int | None  # the container that is stopped for this one
+    listen: str | None
+    unit: bool  # the host's unit for NVIDIA is to be installed
+
+    def request(self) -> dict[str, Any]:
+        """For the journal."""
+        made: dict[str, Any] = jsonable(self)
+        return made
+
+    @classmethod
+    def of(cls, request: Any) -> Plan:
+        """Of a journal's `request`. Raises BuilderError when another version wrote it."""
+        try:
+            return from_jsonable(cls, request)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            hint = "run `builder rollback`, then deploy again"
+            raise BuilderError("the journal's request is of another version", hint=hint) from error
+
+
+def source(template: Path) -> Source:
+    """What is to be known of a template's file, from what lies beside it. Raises BuilderError."""
+    manifest = pack.read_manifest(template)
+    try:
+        digest = pack.listed(template)
+    except OSError as error:
+        raise BuilderError(error.strerror or str(error), where=template.parent / "SHA256SUMS") from error
+    if digest is None or digest != manifest["sha256"]:
+        hint = f"run `builder verify {template}`"
+        raise BuilderError("SHA256SUMS and the manifest do not agree on its sha256", where=template, hint=hint)
+    return Source(
+        path=str(template.resolve()),
+        digest=digest,
+        title=template.name.removesuffix(".tar.zst"),
+        unpacked=sum(int(entry["size"]) for entry in manifest["files"] if "size" in entry),
+        host_driver=any(stage["kind"] == "nvidia-host" for stage in manifest["stages"]),
+    )
+
+
+def make(wish: Wish, loaded: Loaded, host: Host) -> Plan:
+    """Decide everything and look at everything that can be known before the first change.
+
+    Raises UsageError or BuilderError; several things that are wrong are told in one.
+    """
+    made = source(wish.template)
+    guests = look(host)
+    container = _container(wish, loaded)
+    profile = _profile(wish, loaded, container)
+    fallback = profiles.load(wish.recipe, wish.fallback) if wish.fallback else None
+    template = _template(wish, loaded, container, made, guests)
+    replaced = _replaced(container, guests) if wish.replace else None
+    if replaced is not None:
+        container = replace(container, ctid=_spare(container, loaded, guests))
+    elif (taken := next((guest for guest in guests if guest.ctid == container.ctid), None)) is not None:
+        raise _taken(taken)
+    cards = gpu.look(host.shell) if profile.gpus else Gpus(None, (), ())
+    rest = [guest for guest in guests if replaced is None or guest.ctid != replaced.ctid]
+    chosen: tuple[int, ...] = ()
+    unit = bool(profile.gpus) and not gpu.installed(host.shell)
+    problems = list(host.problems(container))
+    if profile.gpus:
+        chosen = gpu.choose(_hungriest(profile, fallback), container, cards, gpu.promises(rest, loaded.entries))
+        need = None if made.host_driver else ""
+        problems += gpu.preflight(cards, need, "", unit_follows=unit)
+    problems += _missing_folders(profile, container, host)
+    if problems:
+        raise BuilderError("; ".join(problems), where=f"container {container.ctid} on {host.name}")
+    return Plan(
+        run=uuid4().hex[:12],
+        started=now(),
+        source=made,
+        template=template,
+        container=replace(container, gpus=chosen, profile=profile.name),
+        profile=profile,
+        fallback=fallback,
+        full=wish.full,
+        replaces=None if replaced is None else replaced.ctid,
+        listen=wish.listen,
+        unit=unit,
+    )
+
+
+def now() -> str:
+    """The time as journals and marks have it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _container(wish: Wish, loaded: Loaded) -> Container:
+    container = containers.select(loaded, wish.ctid, **wish.overrides)
+    if container.network.mac is None:
+        mac = mac_for(container.name, container.ctid)
+        container = replace(container, network=replace(container.network, mac=mac))
+    return container
+
+
+def _profile(wish: Wish, loaded: Loaded, container: Container) -> Profile:
+    """The profile asked for, else that of the entry, else one made of the entry's own keys."""
+    name = wish.profile or container.profile
+    if name:
+        return profiles.load(wish.recipe, name)
+    entry = loaded.entries.get(container.ctid)
+    found = profiles.from_entry(entry, container.name) if entry is not None else None
+    if found is None:
+        known = ", ".join(profiles.names(wish.recipe))
+        raise UsageError(f"container {container.ctid} has no profile", hint=f"give --profile: {known}")
+    return found[0]
+
+
+def _template(wish: Wish, loaded: Loaded, container: Container, made: Source, guests: Sequence[Guest]) -> Container:
+    """The container that is or becomes the template; the size of its root disk follows from the file."""
+    existing = template_of(guests, made.digest)
+    ids = loaded.template_ids or TEMPLATE_IDS
+    ctid = existing.ctid if existing else free_id(guests, ids, "the template")
+    need = int(made.unpacked * _ROOM / _GIB) + 2
+    if container.root_gib < need:
+        what = f"a root disk of {container.root_gib} GiB is too small for the template, which needs {need} GiB"
+        raise UsageError(what, where=f"container {container.ctid}", hint=f"give RootGiB = {need} or more")
+    return Container(
+        ctid=ctid,
+        name=f"builder-template-{made.digest[:12]}",
+        network=Network(bridge=container.network.bridge, ip="manual", mac=mac_for("template", ctid)),
+        memory_mib=2048,
+        cores=container.cores,
+        storage=container.storage,
+        root_gib=need,
+        gpus=(),
+        unprivileged=container.unprivileged,
+        nesting=container.nesting,
+    )
+
+
+def _replaced(container: Container, guests: Sequence[Guest]) -> Guest:
+    named = [found.guest for found in deployments(guests, SERVER) if found.mark.name == container.name]
+    named.sort(key=lambda guest: (guest.running, guest.ctid == container.ctid))
+    if not named:
+        hint = "leave --replace out"
+        raise UsageError(f"no deployment {container.name!a} to replace", where=f"container {container.ctid}", hint=hint)
+    return named[-1]
+
+
+def _spare(container: Container, loaded: Loaded, guests: Sequence[Guest]) -> int:
+    wanted = (container.ctid, *(loaded.spare_ids or SPARE_IDS))
+    return free_id(guests, wanted, f"the replacement of {container.name}")
+
+
+def _taken(guest: Guest) -> BuilderError:
+    where = f"{'container' if guest.kind == 'lxc' else 'virtual machine'} {guest.ctid} ({guest.name})"
+    if guest.mark is None:
+        what = "exists, and the builder did not make it: it is not touched"
+        return UsageError(what, where=where, hint="take another --ctid")
+    return UsageError("is deployed already", where=where, hint="give --replace, or `builder destroy` it first")
+
+
+def _hungriest(profile: Profile, fallback: Profile | None) -> Profile:
+    """What the cards must have room for: the profile, with the larger share and number of cards of the two."""
+    if fallback is None:
+        return profile
+    return replace(
+        profile, share=max(profile.share, fallback.share), gpus=max(profile.gpus, fallback.gpus)
+    )
+
+
+def _missing_folders(profile: Profile, container: Container, host: Host) -> tuple[str, ...]:
+    if not profile.model.repository:
+        return ()
+    for folder in container.models:
+        if profile.model.path.startswith(folder.target.rstrip("/") + "/"):
+            path = folder.source.rstrip("/") + profile.model.path[len(folder.target.rstrip("/")) :]
+            if host.shell.ask("test", "-f", f"{path}/config.json").status == 0:
+                return ()
+            mend = f"`builder models fetch {profile.name} --to {folder.source}`"
+            return (f"the model of profile {profile.name} is not in {path} on the host: {mend}",)
+    mend = f"Models = ['/srv/models:{Path(profile.model.path).parent}'] in containers.toml, or --models"
+    return (f"profile {profile.name} reads {profile.model.path}, and no folder of the host is mounted there: {mend}",)

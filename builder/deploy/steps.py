@@ -1,0 +1,266 @@
+"""The steps of a deploy, each with what takes it back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from builder.deploy import gpu, health
+from builder.deploy import profile as profiles
+from builder.deploy.deployments import SERVER, TEMPLATE, look, tags, template_of
+from builder.deploy.host.base import Host
+from builder.deploy.journal import Undo, locked, state_root
+from builder.deploy.model import Container, Device, File, Mark, Settings, jsonable
+from builder.deploy.plan import Plan, now
+from builder.deploy.profile.model import Profile
+from builder.deploy.profile.secrets import Secrets
+from builder.deploy.put import put
+from builder.deploy.shell import LostError
+from builder.deploy.transaction import Operations, Step
+from builder.errors import BuilderError
+from builder.progress import Progress
+
+RECORD = "/etc/vllm/builder.json"
+"""What was deployed, in the container, for `status`."""
+_LINKING = ("zfspool", "lvmthin", "btrfs", "rbd")
+"""Storages on which Proxmox makes linked clones (pve-storage, volume_has_feature of each plugin)."""
+_NEW_KEYS = "rm -f /etc/ssh/ssh_host_* && ssh-keygen -q -A && systemctl try-restart ssh.service"
+
+
+@dataclass(frozen=True)
+class Deploy:
+    """What every step needs."""
+
+    plan: Plan
+    host: Host
+    secrets: Secrets
+    progress: Progress
+    deadline: float  # seconds until the service must have answered
+
+
+def steps(deploy: Deploy) -> tuple[Step, ...]:
+    """All steps in order. What is there already is left alone, and its undo does nothing."""
+    plan = deploy.plan
+    ctid, run = plan.container.ctid, plan.run
+    made = [
+        Step("template", lambda: _template(deploy), (Undo("forget template", {"digest": plan.source.digest, "run": run}),)),
+        Step("clone", lambda: _clone(deploy), (Undo("destroy", {"ctid": ctid, "run": run}),)),
+        Step("configure", lambda: _configure(deploy, plan.profile)),
+    ]
+    if plan.unit:
+        made.insert(0, Step("host unit", lambda: _unit(deploy), (Undo("uninstall host unit"),)))
+    if (old := plan.replaces) is not None:
+        made.append(Step("stop old", lambda: _stop(deploy, old), (Undo("start", {"ctid": old}),)))
+    made += [
+        Step("start", lambda: _start(deploy), (Undo("stop", {"ctid": ctid, "run": run}),)),
+        Step("ssh host keys", lambda: _ssh_host_keys(deploy)),
+        Step("serve", lambda: _serve(deploy)),
+    ]
+    if old is not None and (guest := deploy.host.guest(old)) is not None:
+        onboot = (guest.config or {}).get("onboot") == "1"
+        made.append(Step("retire old", lambda: _retire(deploy, old), (Undo("onboot", {"ctid": old, "onboot": onboot}),)))
+    return tuple(made)
+
+
+def operations(host: Host) -> Operations:
+    """What the undos in a journal do. Only guests with the run's own mark are stopped or destroyed."""
+
+    def destroy(ctid: int, run: str) -> None:
+        if _ours(host, ctid, run):
+            host.recover(ctid, None)
+            if host.guest(ctid) is not None:
+                host.stop(ctid, timeout=30)
+                host.destroy(ctid)
+
+    def stop(ctid: int, run: str) -> None:
+        if _ours(host, ctid, run):
+            host.stop(ctid, timeout=30)
+
+    def start(ctid: int) -> None:
+        guest = host.guest(ctid)
+        if guest is not None and not guest.running:
+            host.start(ctid)
+
+    def onboot(ctid: int, onboot: bool) -> None:
+        if host.guest(ctid) is not None:
+            host.set_onboot(ctid, onboot)
+
+    def forget_template(digest: str, run: str) -> None:
+        for guest in look(host):
+            mark = guest.mark
+            if mark is not None and mark.run == run and mark.role == TEMPLATE and mark.digest == digest:
+                host.recover(guest.ctid, None)
+                if host.guest(guest.ctid) is not None:
+                    host.destroy(guest.ctid)
+
+    return {
+        "destroy": destroy,
+        "stop": stop,
+        "start": start,
+        "onboot": onboot,
+        "forget template": forget_template,
+        "uninstall host unit": lambda: gpu.uninstall(host.shell),
+    }
+
+
+def _ours(host: Host, ctid: int, run: str) -> bool:
+    """Whether this run made the guest. A clone that was cut short before it had a description is: the id was free."""
+    guest = host.guest(ctid)
+    if guest is None:
+        return False
+    mark = guest.mark
+    if mark is None and guest.lock == "create":
+        return True
+    if mark is None or mark.run != run:
+        what = "is there now, and this run did not make it: it is not touched"
+        raise BuilderError(what, where=f"container {ctid} ({guest.name})", hint="look at it by hand")
+    return True
+
+
+def _mark(plan: Plan, profile: Profile, role: str = SERVER) -> Mark:
+    container = plan.container if role == SERVER else plan.template
+    return Mark(
+        run=plan.run,
+        name=container.name,
+        role=role,
+        digest=plan.source.digest,
+        recipe=plan.source.title,
+        profile=profile.name if role == SERVER else "",
+        gpus=container.gpus or (),
+        share=profile.share if role == SERVER and profile.gpus else 0.0,
+        made=plan.started,
+    )
+
+
+def _settings(host: Host, plan: Plan, profile: Profile) -> Settings:
+    mark = _mark(plan, profile)
+    devices: tuple[Device, ...] = ()
+    folder = None
+    if plan.container.gpus:
+        devices = gpu.devices(plan.container.gpus)
+        folder = gpu.DRIVER_FOLDER if plan.source.host_driver else None
+    raw = (*gpu.mounts(folder, plan.container.models), *plan.container.raw)
+    return Settings(plan.container, tags(mark, plan.container.tags), mark.line(), devices, raw)
+
+
+def _unit(deploy: Deploy) -> str:
+    gpu.install(deploy.host.shell)
+    return "builder-nvidia.service"
+
+
+def _template(deploy: Deploy) -> str:
+    """Upload and import, unless the host has this digest; one deploy at a time does it."""
+    host, plan = deploy.host, deploy.plan
+    source, container = plan.source, plan.template
+    with locked(state_root() / "deploy" / host.name / "template", f"the template on {host.name}"):
+        existing = template_of(look(host), source.digest)
+        if existing is not None:
+            return f"{existing.ctid}, there already"
+        file = Path(source.path)
+        with deploy.progress.task(f"upload {file.name}"):
+            volume = host.find_upload(file.name, source.digest) or host.upload(file, source.digest)
+        mark = _mark(plan, plan.profile, TEMPLATE)
+        settings = Settings(container, tags(mark), mark.line())
+        with deploy.progress.task(f"import as {container.ctid}"):
+            host.create(container, volume, settings)
+            host.make_template(container.ctid)
+        return f"{container.ctid} from {volume}"
+
+
+def _clone(deploy: Deploy) -> str:
+    host, plan = deploy.host, deploy.plan
+    template = _template_id(deploy)
+    full = plan.full or not _can_link(host, template, plan.template)
+    with deploy.progress.task(f"clone {template}"):
+        host.clone(template, plan.container, full=full, description=_mark(plan, plan.profile).line())
+    return f"{template} to {plan.container.ctid}{'' if full else ', linked'}"
+
+
+def _template_id(deploy: Deploy) -> int:
+    found = template_of(look(deploy.host), deploy.plan.source.digest)
+    return found.ctid if found is not None else deploy.plan.template.ctid
+
+
+def _can_link(host: Host, template: int, container: Container) -> bool:
+    if host.guest(template) is not None:
+        return host.can_link(template)
+    kinds = [storage.kind for storage in host.storages() if storage.name == container.storage]
+    return bool(kinds) and kinds[0] in _LINKING
+
+
+def _configure(deploy: Deploy, profile: Profile) -> str:
+    plan = deploy.plan
+    deploy.host.configure(_settings(deploy.host, plan, profile))
+    network = plan.container.network
+    cards = ", ".join(map(str, plan.container.gpus or ())) or "none"
+    return f"{network.ip} on {network.bridge}, {network.mac}; cards {cards}"
+
+
+def _stop(deploy: Deploy, ctid: int) -> str:
+    deploy.host.stop(ctid)
+    return str(ctid)
+
+
+def _start(deploy: Deploy) -> str:
+    deploy.host.start(deploy.plan.container.ctid)
+    return str(deploy.plan.container.ctid)
+
+
+def _ssh_host_keys(deploy: Deploy) -> str:
+    """Clones have the template's keys, if it has any: Proxmox makes them when it imports one."""
+    host = deploy.host
+    argv = host.inside(deploy.plan.container.ctid, ("sh", "-ec", f"[ ! -d /etc/ssh ] || {{ {_NEW_KEYS}; }}"))
+    host.shell.do(*argv, timeout=120).check()
+    return "new"
+
+
+def _serve(deploy: Deploy) -> str:
+    """The profile's files, and the service up; with a fallback the next profile when this one does not come up."""
+    plan = deploy.plan
+    try:
+        return _serve_profile(deploy, plan.profile)
+    except LostError:
+        raise
+    except BuilderError as error:
+        if plan.fallback is None:
+            raise
+        deploy.progress.say(f"profile {plan.profile.name} did not come up: {error}")
+        deploy.progress.say(f"trying {plan.fallback.name}")
+        return f"{_serve_profile(deploy, plan.fallback)}, the fallback of {plan.profile.name}"
+
+
+def _serve_profile(deploy: Deploy, profile: Profile) -> str:
+    plan, host = deploy.plan, deploy.host
+    container = replace(plan.container, profile=profile.name)
+    if profile is not plan.profile:
+        mark = _mark(plan, profile)
+        host.describe(container.ctid, mark.line(), tags(mark, container.tags))
+    files = profiles.render(profile, container, deploy.secrets, listen=plan.listen)
+    put(host, container.ctid, [*files, _record(host, plan, profile, files)])
+    if host.shell.dry:
+        host.shell.do(*host.inside(container.ctid, ("systemctl", "restart", "--no-block", "vllm.service")))
+        return f"{profile.name}, a first {profile.task}"
+    answer = health.wait(host, container.ctid, profile, deadline=deploy.deadline, progress=deploy.progress)
+    return f"{profile.name}: {answer}"
+
+
+def _record(host: Host, plan: Plan, profile: Profile, files: Sequence[File]) -> File:
+    from hashlib import sha256
+
+    record = {
+        "version": 1,
+        "mark": jsonable(_mark(plan, profile)),
+        "settings": jsonable(_settings(host, plan, profile)),
+        "profile": jsonable(profile),
+        "files": {file.path: sha256(file.content).hexdigest() for file in files},
+        "written": now(),
+    }
+    return File(RECORD, json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def _retire(deploy: Deploy, ctid: int) -> str:
+    """Two containers with one address must not both come up with the host."""
+    deploy.host.set_onboot(ctid, False)
+    return f"{ctid} stays stopped; `builder destroy {ctid} --old` removes it"
