@@ -27,6 +27,10 @@ COMMANDS = {
     "schema": "recipe",
     "export": "recipe",
     "inspect": "inspect",
+    "deploy": "deploy",
+    "rollback": "deploy",
+    "destroy": "deploy",
+    "templates": "deploy",
     "store": "store",
     "doctor": "doctor",
 }
@@ -35,6 +39,7 @@ COMMANDS = {
 GROUPS = {
     "Make a template": ("lock", "fetch", "build", "template"),
     "Look": ("recipe", "key", "history", "diff", "verify", "shell", "schema", "export", "inspect"),
+    "Deploy": ("deploy", "rollback", "destroy", "templates"),
     "House": ("store", "doctor"),
 }
 

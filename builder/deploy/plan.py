@@ -57,6 +57,15 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class Replaced:
+    """The container that a new one takes the place of, as it was."""
+
+    ctid: int
+    running: bool
+    onboot: bool
+
+
+@dataclass(frozen=True)
 class Plan:
     """What will be done."""
 
@@ -68,7 +77,8 @@ class Plan:
     profile: Profile
     fallback: Profile | None
     full: bool  # never a linked clone
-    replaces: int | None  # the container that is stopped for this one
+    replaces: Replaced | None  # what is stopped for this one
+    volume: str | None  # where the template's file lies on the host already
     listen: str | None
     unit: bool  # the host's unit for NVIDIA is to be installed
 
@@ -143,7 +153,8 @@ def make(wish: Wish, loaded: Loaded, host: Host) -> Plan:
         profile=profile,
         fallback=fallback,
         full=wish.full,
-        replaces=None if replaced is None else replaced.ctid,
+        replaces=replaced,
+        volume=None if template_of(guests, made.digest) else host.find_upload(Path(made.path).name, made.digest),
         listen=wish.listen,
         unit=unit,
     )
@@ -198,13 +209,14 @@ def _template(wish: Wish, loaded: Loaded, container: Container, made: Source, gu
     )
 
 
-def _replaced(container: Container, guests: Sequence[Guest]) -> Guest:
+def _replaced(container: Container, guests: Sequence[Guest]) -> Replaced:
     named = [found.guest for found in deployments(guests, SERVER) if found.mark.name == container.name]
     named.sort(key=lambda guest: (guest.running, guest.ctid == container.ctid))
     if not named:
         hint = "leave --replace out"
         raise UsageError(f"no deployment {container.name!a} to replace", where=f"container {container.ctid}", hint=hint)
-    return named[-1]
+    old = named[-1]
+    return Replaced(old.ctid, old.running, (old.config or {}).get("onboot") == "1")
 
 
 def _spare(container: Container, loaded: Loaded, guests: Sequence[Guest]) -> int:
@@ -224,9 +236,7 @@ def _hungriest(profile: Profile, fallback: Profile | None) -> Profile:
     """What the cards must have room for: the profile, with the larger share and number of cards of the two."""
     if fallback is None:
         return profile
-    return replace(
-        profile, share=max(profile.share, fallback.share), gpus=max(profile.gpus, fallback.gpus)
-    )
+    return replace(profile, share=max(profile.share, fallback.share), gpus=max(profile.gpus, fallback.gpus))
 
 
 def _missing_folders(profile: Profile, container: Container, host: Host) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from builder.deploy import gpu, health
@@ -13,7 +14,7 @@ from builder.deploy.deployments import SERVER, TEMPLATE, look, tags, template_of
 from builder.deploy.host.base import Host
 from builder.deploy.journal import Undo, locked, state_root
 from builder.deploy.model import Container, Device, File, Mark, Settings, jsonable
-from builder.deploy.plan import Plan, now
+from builder.deploy.plan import Plan, Replaced, now
 from builder.deploy.profile.model import Profile
 from builder.deploy.profile.secrets import Secrets
 from builder.deploy.put import put
@@ -43,24 +44,28 @@ class Deploy:
 def steps(deploy: Deploy) -> tuple[Step, ...]:
     """All steps in order. What is there already is left alone, and its undo does nothing."""
     plan = deploy.plan
-    ctid, run = plan.container.ctid, plan.run
-    made = [
-        Step("template", lambda: _template(deploy), (Undo("forget template", {"digest": plan.source.digest, "run": run}),)),
-        Step("clone", lambda: _clone(deploy), (Undo("destroy", {"ctid": ctid, "run": run}),)),
-        Step("configure", lambda: _configure(deploy, plan.profile)),
-    ]
+    ctid, run, digest, old = plan.container.ctid, plan.run, plan.source.digest, plan.replaces
+    made = []
     if plan.unit:
-        made.insert(0, Step("host unit", lambda: _unit(deploy), (Undo("uninstall host unit"),)))
-    if (old := plan.replaces) is not None:
-        made.append(Step("stop old", lambda: _stop(deploy, old), (Undo("start", {"ctid": old}),)))
+        made.append(Step("host unit", lambda: _unit(deploy), (Undo("uninstall host unit"),)))
+    if plan.volume is None:
+        name = Path(plan.source.path).name
+        made.append(Step("upload", lambda: _upload(deploy), (Undo("forget upload", {"name": name, "digest": digest}),)))
+    made += [
+        Step("template", lambda: _template(deploy), (Undo("forget template", {"digest": digest, "run": run}),)),
+        Step("clone", lambda: _clone(deploy), (Undo("destroy", {"ctid": ctid, "run": run}),)),
+        Step("configure", lambda: _configure(deploy)),
+    ]
+    if old is not None and old.running:
+        made.append(Step("stop old", lambda: _stop(deploy, old), (Undo("start", {"ctid": old.ctid}),)))
     made += [
         Step("start", lambda: _start(deploy), (Undo("stop", {"ctid": ctid, "run": run}),)),
         Step("ssh host keys", lambda: _ssh_host_keys(deploy)),
         Step("serve", lambda: _serve(deploy)),
     ]
-    if old is not None and (guest := deploy.host.guest(old)) is not None:
-        onboot = (guest.config or {}).get("onboot") == "1"
-        made.append(Step("retire old", lambda: _retire(deploy, old), (Undo("onboot", {"ctid": old, "onboot": onboot}),)))
+    if old is not None:
+        undo = Undo("onboot", {"ctid": old.ctid, "onboot": old.onboot})
+        made.append(Step("retire old", lambda: _retire(deploy, old), (undo,)))
     return tuple(made)
 
 
@@ -95,12 +100,17 @@ def operations(host: Host) -> Operations:
                 if host.guest(guest.ctid) is not None:
                     host.destroy(guest.ctid)
 
+    def forget_upload(name: str, digest: str) -> None:
+        if (volume := host.find_upload(name, digest)) is not None:
+            host.forget_upload(volume)
+
     return {
         "destroy": destroy,
         "stop": stop,
         "start": start,
         "onboot": onboot,
         "forget template": forget_template,
+        "forget upload": forget_upload,
         "uninstall host unit": lambda: gpu.uninstall(host.shell),
     }
 
@@ -134,7 +144,7 @@ def _mark(plan: Plan, profile: Profile, role: str = SERVER) -> Mark:
     )
 
 
-def _settings(host: Host, plan: Plan, profile: Profile) -> Settings:
+def _settings(plan: Plan, profile: Profile) -> Settings:
     mark = _mark(plan, profile)
     devices: tuple[Device, ...] = ()
     folder = None
@@ -150,23 +160,32 @@ def _unit(deploy: Deploy) -> str:
     return "builder-nvidia.service"
 
 
+def _upload(deploy: Deploy) -> str:
+    host, source = deploy.host, deploy.plan.source
+    if template_of(look(host), source.digest) is not None:
+        return "not needed"
+    with deploy.progress.task(f"upload {Path(source.path).name}"):
+        return host.upload(Path(source.path), source.digest)
+
+
 def _template(deploy: Deploy) -> str:
-    """Upload and import, unless the host has this digest; one deploy at a time does it."""
+    """Import the file, unless the host has a template of this digest; one deploy at a time does it."""
     host, plan = deploy.host, deploy.plan
     source, container = plan.source, plan.template
     with locked(state_root() / "deploy" / host.name / "template", f"the template on {host.name}"):
         existing = template_of(look(host), source.digest)
         if existing is not None:
             return f"{existing.ctid}, there already"
-        file = Path(source.path)
-        with deploy.progress.task(f"upload {file.name}"):
-            volume = host.find_upload(file.name, source.digest) or host.upload(file, source.digest)
+        volume = plan.volume or host.find_upload(Path(source.path).name, source.digest)
+        if volume is None:
+            if not host.shell.dry:
+                raise BuilderError("the uploaded file is not on the host any more", where=source.title)
+            volume = Path(source.path).name
         mark = _mark(plan, plan.profile, TEMPLATE)
-        settings = Settings(container, tags(mark), mark.line())
         with deploy.progress.task(f"import as {container.ctid}"):
-            host.create(container, volume, settings)
+            host.create(container, volume, Settings(container, tags(mark), mark.line()))
             host.make_template(container.ctid)
-        return f"{container.ctid} from {volume}"
+        return str(container.ctid)
 
 
 def _clone(deploy: Deploy) -> str:
@@ -190,17 +209,17 @@ def _can_link(host: Host, template: int, container: Container) -> bool:
     return bool(kinds) and kinds[0] in _LINKING
 
 
-def _configure(deploy: Deploy, profile: Profile) -> str:
+def _configure(deploy: Deploy) -> str:
     plan = deploy.plan
-    deploy.host.configure(_settings(deploy.host, plan, profile))
+    deploy.host.configure(_settings(plan, plan.profile))
     network = plan.container.network
     cards = ", ".join(map(str, plan.container.gpus or ())) or "none"
     return f"{network.ip} on {network.bridge}, {network.mac}; cards {cards}"
 
 
-def _stop(deploy: Deploy, ctid: int) -> str:
-    deploy.host.stop(ctid)
-    return str(ctid)
+def _stop(deploy: Deploy, old: Replaced) -> str:
+    deploy.host.stop(old.ctid)
+    return str(old.ctid)
 
 
 def _start(deploy: Deploy) -> str:
@@ -238,7 +257,7 @@ def _serve_profile(deploy: Deploy, profile: Profile) -> str:
         mark = _mark(plan, profile)
         host.describe(container.ctid, mark.line(), tags(mark, container.tags))
     files = profiles.render(profile, container, deploy.secrets, listen=plan.listen)
-    put(host, container.ctid, [*files, _record(host, plan, profile, files)])
+    put(host, container.ctid, [*files, _record(plan, profile, files)])
     if host.shell.dry:
         host.shell.do(*host.inside(container.ctid, ("systemctl", "restart", "--no-block", "vllm.service")))
         return f"{profile.name}, a first {profile.task}"
@@ -246,13 +265,11 @@ def _serve_profile(deploy: Deploy, profile: Profile) -> str:
     return f"{profile.name}: {answer}"
 
 
-def _record(host: Host, plan: Plan, profile: Profile, files: Sequence[File]) -> File:
-    from hashlib import sha256
-
+def _record(plan: Plan, profile: Profile, files: Sequence[File]) -> File:
     record = {
         "version": 1,
         "mark": jsonable(_mark(plan, profile)),
-        "settings": jsonable(_settings(host, plan, profile)),
+        "settings": jsonable(_settings(plan, profile)),
         "profile": jsonable(profile),
         "files": {file.path: sha256(file.content).hexdigest() for file in files},
         "written": now(),
@@ -260,7 +277,7 @@ def _record(host: Host, plan: Plan, profile: Profile, files: Sequence[File]) -> 
     return File(RECORD, json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")
 
 
-def _retire(deploy: Deploy, ctid: int) -> str:
+def _retire(deploy: Deploy, old: Replaced) -> str:
     """Two containers with one address must not both come up with the host."""
-    deploy.host.set_onboot(ctid, False)
-    return f"{ctid} stays stopped; `builder destroy {ctid} --old` removes it"
+    deploy.host.set_onboot(old.ctid, False)
+    return f"{old.ctid} stays stopped; `builder destroy {deploy.plan.container.name} --old` removes it"

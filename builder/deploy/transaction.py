@@ -89,7 +89,9 @@ def _take_back(undo: Sequence[Undo], operations: Operations) -> None:
     for each in reversed(undo):
         operation = operations.get(each.operation)
         if operation is None:
-            raise BuilderError(f"unknown operation {each.operation!r} in the journal", hint="use the builder that wrote it")
+            raise BuilderError(
+                f"unknown operation {each.operation!r} in the journal", hint="use the builder that wrote it"
+            )
         operation(**each.values)
 
 

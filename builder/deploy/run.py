@@ -1,0 +1,131 @@
+"""A deploy from beginning to end, its resumption, its roll-back, and the removal of what was deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from builder.deploy.deployments import TEMPLATE, Deployment, deployments, look
+from builder.deploy.host.base import Host
+from builder.deploy.journal import Journal, Run, folder_of, locked
+from builder.deploy.plan import Plan
+from builder.deploy.profile.secrets import Secrets
+from builder.deploy.steps import Deploy, operations, steps
+from builder.deploy.transaction import perform, roll_back
+from builder.errors import BuilderError, UsageError
+from builder.progress import Progress
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What a deploy ended with."""
+
+    plan: Plan
+    commands: tuple[str, ...]  # what changed the host, in order
+
+
+def deploy(
+    host: Host,
+    ctid: int,
+    plan: Callable[[], Plan],
+    secrets: Callable[[Plan], Secrets],
+    progress: Progress,
+    *,
+    deadline: float,
+) -> Deployed:
+    """Decide with `plan` and do it, under the lock of `ctid`; with a dry shell nothing is done and nothing is kept.
+
+    Raises what stopped it, after the roll-back, and BuilderError when an earlier run of this container is unfinished.
+    """
+    if host.shell.dry:
+        made = plan()
+        for step in steps(Deploy(made, host, secrets(made), progress, deadline)):
+            step.run()
+        return Deployed(made, tuple(host.shell.record))
+    folder = folder_of(host.name, ctid)
+    with locked(folder, f"container {ctid} on {host.name}"):
+        journal = Journal(folder)
+        _refuse_unfinished(journal.read(), ctid)
+        made = plan()
+        journal.begin(made.run, made.request(), made.started)
+        perform(steps(Deploy(made, host, secrets(made), progress, deadline)), journal, operations(host), progress)
+    return Deployed(made, tuple(host.shell.record))
+
+
+def resume(
+    host: Host, ctid: int, secrets: Callable[[Plan], Secrets], progress: Progress, *, deadline: float
+) -> Deployed:
+    """Go on with the unfinished run of `ctid`: the step that was cut short is taken back and done again.
+
+    Raises UsageError when there is nothing to resume, or it was being rolled back.
+    """
+    folder = folder_of(host.name, ctid)
+    with locked(folder, f"container {ctid} on {host.name}"):
+        journal = Journal(folder)
+        run = _unfinished(journal.read(), ctid)
+        if run.undoing:
+            hint = f"run `builder rollback {ctid}`"
+            raise UsageError("its last run was being rolled back", where=f"container {ctid}", hint=hint)
+        made = Plan.of(run.request)
+        perform(steps(Deploy(made, host, secrets(made), progress, deadline)), journal, operations(host), progress)
+    return Deployed(made, tuple(host.shell.record))
+
+
+def rollback(host: Host, ctid: int, progress: Progress) -> Run:
+    """Take back the unfinished run of `ctid`. Raises UsageError when there is none, BuilderError when it fails."""
+    folder = folder_of(host.name, ctid)
+    with locked(folder, f"container {ctid} on {host.name}"):
+        journal = Journal(folder)
+        run = _unfinished(journal.read(), ctid)
+        roll_back(journal, operations(host), progress, "asked for")
+    return run
+
+
+def destroy(host: Host, found: Deployment, progress: Progress) -> None:
+    """Stop and remove a deployment. Raises BuilderError; calling it again goes on."""
+    ctid = found.guest.ctid
+    folder = folder_of(host.name, ctid)
+    with locked(folder, f"container {ctid} on {host.name}"):
+        _refuse_unfinished(Journal(folder).read(), ctid)
+        with progress.task(f"destroy {ctid}"):
+            host.stop(ctid)
+            host.destroy(ctid)
+
+
+def retired(host: Host, name: str) -> tuple[Deployment, ...]:
+    """Stopped deployments of a name that another one of this name has replaced."""
+    named = [found for found in deployments(look(host)) if found.mark.name == name]
+    newest = max(named, key=lambda found: (found.guest.running, found.mark.made), default=None)
+    return tuple(found for found in named if found is not newest and not found.guest.running)
+
+
+def unused_templates(host: Host) -> tuple[Deployment, ...]:
+    """Templates from whose file no deployment was made."""
+    guests = look(host)
+    used = {found.mark.digest for found in deployments(guests)}
+    return tuple(found for found in deployments(guests, TEMPLATE) if found.mark.digest not in used)
+
+
+def remove_templates(host: Host, found: Sequence[Deployment], progress: Progress) -> None:
+    """Remove templates. Raises BuilderError with the host's words, such as that a linked clone needs one."""
+    for each in found:
+        with progress.task(f"destroy {each.guest.ctid}"):
+            host.destroy(each.guest.ctid)
+
+
+def _refuse_unfinished(run: Run | None, ctid: int) -> None:
+    if run is not None and run.end is None:
+        way = (
+            f"`builder rollback {ctid}`"
+            if run.undoing
+            else f"`builder deploy --ctid {ctid} --resume` or `builder rollback {ctid}`"
+        )
+        what = f"the run of {run.started} is unfinished ({len(run.steps)} steps begun)"
+        raise BuilderError(what, where=f"container {ctid}", hint=f"run {way}")
+
+
+def _unfinished(run: Run | None, ctid: int) -> Run:
+    if run is None or run.end is not None:
+        how = "there is none" if run is None else f"the last one has ended ({run.end})"
+        raise UsageError(f"no unfinished run: {how}", where=f"container {ctid}", hint="see `builder status`")
+    return run
