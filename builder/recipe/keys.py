@@ -16,6 +16,7 @@ class Type(Enum):
     BOOL = "bool"
     INT = "int"
     TEXTS = "list of text"
+    INTS = "list of int"
     TABLE = "table of text"
     TABLES = "list of tables"
 

@@ -17,6 +17,7 @@ _TYPES: dict[Type, Schema] = {
     Type.BOOL: {"type": "boolean"},
     Type.INT: {"type": "integer"},
     Type.TEXTS: {"type": "array", "items": _TEXT},
+    Type.INTS: {"type": "array", "items": {"type": "integer"}},
     Type.TABLE: {"type": "object", "additionalProperties": _TEXT},
 }
 

@@ -181,7 +181,7 @@ def texts(value: Any) -> Iterator[str]:
 def default(key: Key) -> Any:
     """What an absent key means, as a value of its own."""
     if key.default is None:
-        return {Type.TEXTS: [], Type.TABLES: [], Type.TABLE: {}, Type.BOOL: False}.get(key.type)
+        return {Type.TEXTS: [], Type.INTS: [], Type.TABLES: [], Type.TABLE: {}, Type.BOOL: False}.get(key.type)
     return list(key.default) if isinstance(key.default, tuple) else copy.deepcopy(key.default)
 
 
@@ -206,6 +206,7 @@ _IS: dict[Type, Callable[[Any], bool]] = {
     Type.BOOL: lambda value: isinstance(value, bool),
     Type.INT: lambda value: isinstance(value, int) and not isinstance(value, bool),
     Type.TEXTS: lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+    Type.INTS: lambda value: isinstance(value, list) and all(_IS[Type.INT](item) for item in value),
     Type.TABLE: _is_text_table,
     Type.TABLES: lambda value: isinstance(value, list) and all(isinstance(item, dict) for item in value),
 }
@@ -214,7 +215,7 @@ _IS: dict[Type, Callable[[Any], bool]] = {
 def _type_hint(wanted: Type, value: Any) -> str | None:
     if wanted is Type.TEXT and not isinstance(value, (list, dict)):
         return "put it in quotes"
-    if wanted is Type.TEXTS and isinstance(value, str):
+    if (wanted is Type.TEXTS and isinstance(value, str)) or (wanted is Type.INTS and _IS[Type.INT](value)):
         return "put it in brackets"
     return None
 
