@@ -15,6 +15,7 @@ class Card:
     memory_mib: int  # 0 where it could not be read
     used_mib: int = 0
     capability: str = ""  # "12.0"; empty where it could not be read
+    mig: bool = False  # cut into instances
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Gpus:
     driver: Driver | None  # None: no module is loaded
     cards: tuple[Card, ...]
     nodes: tuple[str, ...]  # device nodes that exist: /dev/nvidia0, /dev/nvidiactl, /dev/nvidia-uvm ...
+    majors: tuple[int, ...] = ()  # their major numbers
 
 
 @dataclass(frozen=True)
