@@ -1,0 +1,259 @@
+"""`builder deploy` into real unprivileged containers, with a small program in place of vLLM: what users see when it
+works, when it fails, and when somebody pulls the plug."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import User
+from container import traces
+from deploying import SIMULATED, Site, site
+
+pytestmark = [pytest.mark.e2e, pytest.mark.lxc]
+
+ROWS = [
+    (921, "sim-fp8", "good", 21),
+    (922, "sim-lab", "good", 22),
+    (950, "sim-start", "fails-at-start", 50),
+    (951, "sim-first", "fails-at-first-answer", 51),
+    (952, "sim-never", "never-healthy", 52),
+]
+STEPS = ("upload", "template", "clone", "configure", "start", "ssh host keys", "serve")
+
+
+@pytest.fixture(scope="module")
+def place(root_user: User) -> Iterator[Site]:
+    with site(root_user, SIMULATED, ROWS) as made:
+        done = made.builder("template", "recipes/simulated-vllm")
+        assert done.returncode == 0, done.stderr
+        yield made
+
+
+@pytest.fixture
+def here(place: Site) -> Iterator[Site]:
+    """The site with nothing on it; nothing may be left of it in the machine afterwards."""
+    place.clear()
+    yield place
+    place.clear()
+    assert [line for line in traces(str(place.lxc)) if "pytest" not in line] == []
+
+
+def deploy(here: Site, ctid: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return here.on_host("deploy", "--ctid", str(ctid), *arguments)
+
+
+def api_key(here: Site, name: str) -> str:
+    (path,) = [path for path in (here.state / "keys").rglob(name) if path.is_file()]
+    assert path.stat().st_mode & 0o777 == 0o600
+    return path.read_text().strip()
+
+
+def models(here: Site, last: int, key: str = "") -> int:
+    """The HTTP status of a request from the host to the server in the container."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(f"http://{here.bridge.network}.{last}:8000/v1/models", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_from_nothing_to_an_answer_and_back(here: Site) -> None:
+    done = deploy(here, 921)
+    assert done.returncode == 0, done.stderr
+    assert "sim-fp8: container 921" in done.stdout
+    assert here.containers() == ["920", "921"]
+    assert here.running() == ["921"]
+    key = api_key(here, "sim-fp8")
+    assert models(here, 21, key) == 200
+    assert models(here, 21) == 401
+    journal = here.inside(921, "journalctl", "--no-pager", "-o", "cat").stdout
+    assert "completion of" in journal
+    for text in (done.stdout, done.stderr, journal, here.journal(921).read_text()):
+        assert key not in text
+    assert here.inside(921, "stat", "-c", "%a %U", "/etc/vllm/env").stdout == "600 root\n"
+    assert here.inside(921, "systemctl", "is-system-running").stdout == "running\n"
+
+    again = deploy(here, 921)
+    assert again.returncode == 2
+    assert "deployed already" in again.stderr
+    assert "--replace" in again.stderr
+
+    assert here.on_host("destroy", "921", "--yes").returncode == 0
+    assert here.containers() == ["920"]
+    assert here.json("templates", "gc")["removed"] == [920]
+    assert here.containers() == []
+
+
+def test_a_dry_run_prints_the_commands_and_changes_nothing(here: Site) -> None:
+    before = sorted(path.name for path in here.lxc.rglob("*"))
+    printed = here.passes("deploy", "--ctid", "921", "--dry-run").splitlines()
+    assert sorted(path.name for path in here.lxc.rglob("*")) == before
+    assert not here.state.exists()
+    text = "\n".join(printed)
+    assert text.index("920") < text.index("921")
+    assert "lxc-start" in text
+    assert text.index("lxc-start") < text.index("vllm.service")
+
+
+def test_two_clones_share_one_template_with_host_keys_of_their_own(here: Site) -> None:
+    with here.popen("deploy", "--host", here.host, "--ctid", "921") as first:
+        second = deploy(here, 922)
+        _, said = first.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (0, 0), said + second.stderr
+    assert here.containers() == ["920", "921", "922"]
+    show = ("cat", "/etc/ssh/ssh_host_ed25519_key.pub")
+    keys = {here.inside(ctid, *show).stdout for ctid in (921, 922)}
+    assert len(keys) == 2
+    assert "" not in keys
+    assert {row["name"]: row["ctid"] for row in here.json("status")["deployments"]} == {"sim-fp8": 921, "sim-lab": 922}
+
+
+@pytest.mark.parametrize(
+    ("ctid", "says"),
+    [(950, "simulated failure at start"), (951, "Block size must be at least 32 for fp8")],
+)
+def test_a_server_that_does_not_come_up_is_told_with_its_own_log_and_taken_back(
+    here: Site, ctid: int, says: str
+) -> None:
+    done = deploy(here, ctid)
+    assert done.returncode == 1
+    assert "step serve" in done.stderr
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert here.containers() == []
+
+
+def test_a_server_that_never_answers_is_given_up_at_the_deadline(here: Site) -> None:
+    done = deploy(here, 952, "--deadline", "8")
+    assert done.returncode == 1
+    assert "8" in done.stderr.splitlines()[-1]
+    assert here.containers() == []
+
+
+def test_the_fallback_serves_when_the_profile_does_not(here: Site) -> None:
+    done = deploy(here, 951, "--fallback", "good")
+    assert done.returncode == 0, done.stderr
+    assert "Block size" in done.stderr
+    assert "good" in done.stderr
+    (row,) = here.json("status")["deployments"]
+    assert (row["ctid"], row["profile"]) == (951, "good")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_after_a_kill_in_any_step_a_roll_back_restores_the_old_state(here: Site, step: str) -> None:
+    here.killed_in(step, 921)
+    refused = deploy(here, 921)
+    assert refused.returncode == 1
+    assert "unfinished" in refused.stderr
+    assert "builder rollback 921" in refused.stderr
+    here.passes("rollback", "921")
+    assert here.containers() == []
+    assert here.running() == []
+    assert here.on_host("rollback", "921").returncode == 2
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_after_a_kill_in_any_step_a_resume_finishes(here: Site, step: str) -> None:
+    here.killed_in(step, 921)
+    here.passes("deploy", "--ctid", "921", "--resume")
+    assert here.containers() == ["920", "921"]
+    assert models(here, 21, api_key(here, "sim-fp8")) == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", ["template", "serve"])
+def test_an_interrupt_takes_everything_back(here: Site, step: str, number: int) -> None:
+    said = here.killed_in(step, 921, "--profile", "never-healthy", number=number)
+    assert "interrupted" in said
+    assert here.containers() == []
+    assert '"rolled back"' in here.journal(921).read_text()
+
+
+def test_a_container_that_somebody_else_made_is_never_touched(here: Site) -> None:
+    foreign = here.lxc / "921"
+    (foreign / "rootfs").mkdir(parents=True)
+    (foreign / "config").write_text(f"lxc.uts.name = foreign\nlxc.rootfs.path = dir:{foreign}/rootfs\n")
+    (foreign / "rootfs" / "precious").write_text("mine")
+    for command in (("deploy", "--ctid", "921"), ("deploy", "--ctid", "921", "--replace"), ("destroy", "921", "--yes")):
+        done = here.on_host(*command)
+        assert done.returncode == 2, done.stderr
+    assert (foreign / "rootfs" / "precious").read_text() == "mine"
+    assert here.containers() == ["921"]
+
+
+def test_replace_keeps_the_old_one_until_the_new_one_answers(here: Site) -> None:
+    here.passes("deploy", "--ctid", "921")
+    here.passes("deploy", "--ctid", "921", "--replace")
+    assert here.containers() == ["920", "921", "931"]
+    assert here.running() == ["931"]
+    assert models(here, 21, api_key(here, "sim-fp8")) == 200
+    here.passes("destroy", "sim-fp8", "--old", "--yes")
+    assert here.containers() == ["920", "931"]
+    assert here.running() == ["931"]
+
+
+@pytest.mark.parametrize("profile", ["fails-at-first-answer"])
+def test_a_replacement_that_fails_leaves_the_old_one_serving(here: Site, profile: str) -> None:
+    here.passes("deploy", "--ctid", "921")
+    before = (here.lxc / "921" / "config").read_bytes()
+    done = deploy(here, 921, "--replace", "--profile", profile)
+    assert done.returncode == 1
+    assert here.containers() == ["920", "921"]
+    assert here.running() == ["921"]
+    assert (here.lxc / "921" / "config").read_bytes() == before
+    for _ in range(60):
+        try:
+            assert models(here, 21, api_key(here, "sim-fp8")) == 200
+            break
+        except OSError:
+            subprocess.run(["sleep", "0.5"], check=True)
+    else:
+        pytest.fail("the old one does not answer")
+
+
+def test_a_kill_in_the_middle_of_a_replacement_is_rolled_back_to_the_old_one(here: Site) -> None:
+    here.passes("deploy", "--ctid", "921")
+    here.killed_in("start", 921, "--replace")
+    here.passes("rollback", "921")
+    assert here.containers() == ["920", "921"]
+    assert here.running() == ["921"]
+
+
+def test_two_deploys_of_one_container_do_not_meet(here: Site) -> None:
+    with here.popen("deploy", "--host", here.host, "--ctid", "921") as first:
+        while not (here.state / "deploy").exists() or not list((here.state / "deploy").rglob("journal.jsonl")):
+            assert first.poll() is None
+        second = deploy(here, 921)
+        _, said = first.communicate(timeout=120)
+    assert first.returncode == 0, said
+    assert second.returncode == 1
+    assert f"process {first.pid}" in second.stderr
+
+
+def test_a_full_disk_is_one_line_and_everything_is_taken_back(here: Site, tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    with open(image, "wb") as file:
+        os.truncate(file.fileno(), 420 << 20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    small = here.lxc / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(small)], check=True)
+    try:
+        (small / "lost+found").rmdir()
+        small.chmod(0o755)
+        done = here.builder("deploy", "--host", f"lxc:{small}", "--ctid", "921")
+        assert done.returncode == 1
+        assert "No space left on device" in done.stderr or "free" in done.stderr
+        assert [path.name for path in small.iterdir() if path.name.isdigit()] == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+        small.rmdir()
