@@ -31,6 +31,7 @@ COMMANDS = {
     "rollback": "deploy",
     "destroy": "deploy",
     "templates": "deploy",
+    "containers": "containers",
     "store": "store",
     "doctor": "doctor",
 }
@@ -39,7 +40,7 @@ COMMANDS = {
 GROUPS = {
     "Make a template": ("lock", "fetch", "build", "template"),
     "Look": ("recipe", "key", "history", "diff", "verify", "shell", "schema", "export", "inspect"),
-    "Deploy": ("deploy", "rollback", "destroy", "templates"),
+    "Deploy": ("containers", "deploy", "rollback", "destroy", "templates"),
     "House": ("store", "doctor"),
 }
 

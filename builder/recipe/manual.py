@@ -15,15 +15,16 @@ Written by `builder schema --markdown`. What a recipe is, with an example: [reci
 
 def manual(kinds: Mapping[str, KindInfo]) -> str:
     """One table of keys for each section and each kind of stage."""
-    parts = [_HEAD, *(f"## {section.title}\n\n{section.help}\n\n{_table(section.keys)}" for section in SECTIONS)]
-    parts.append(f"## [[Variant.NAME.Stage]]\n\nThe keys of a stage, and:\n\n{_table((AFTER,))}")
+    parts = [_HEAD, *(f"## {section.title}\n\n{section.help}\n\n{key_table(section.keys)}" for section in SECTIONS)]
+    parts.append(f"## [[Variant.NAME.Stage]]\n\nThe keys of a stage, and:\n\n{key_table((AFTER,))}")
     for kind in sorted(kinds.values(), key=lambda kind: kind.name):
-        keys = _table(kind.keys) if kind.keys else "It has no keys of its own.\n"
+        keys = key_table(kind.keys) if kind.keys else "It has no keys of its own.\n"
         parts.append(f'## Kind = "{kind.name}"\n\n{kind.help}\n\n{keys}')
     return "\n".join(parts)
 
 
-def _table(keys: Sequence[Key]) -> str:
+def key_table(keys: Sequence[Key]) -> str:
+    """A Markdown table of `keys`: name, type, default and meaning."""
     rows = "\n".join("| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in _rows(keys, ""))
     return f"| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n"
 

@@ -1,0 +1,185 @@
+"""`builder containers`: look at the file that says which containers there are, check it, and convert it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from builder import console
+from builder.commands.common import json_option
+from builder.deploy.addresses import mac_for
+from builder.deploy.containers import FILES, Finding, Loaded, load
+from builder.deploy.containers.convert import convert as converted
+from builder.deploy.containers.model import CONTRADICTION, REFUSED, serves
+from builder.deploy.containers.settings import settings
+from builder.deploy.model import Container, jsonable
+from builder.errors import BuilderError, UsageError
+
+_file = click.option(
+    "--file",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help=f"Where containers are written down; {' or '.join(FILES)} here when left out.",
+)
+
+
+@click.group()
+def containers() -> None:
+    """Look at the file that says which containers there are."""
+
+
+@containers.command()
+@click.argument("ctid", type=int, required=False)
+@_file
+@json_option
+def show(ctid: int | None, file: Path | None, as_json: bool) -> None:
+    """Show the containers of the file, or all that is known of container CTID.
+
+    \b
+    Examples:
+      builder containers show
+      builder containers show 950 --file phoenix_lxc_configs.json
+    """
+    loaded = _load(file)
+    findings = loaded.findings if ctid is None else loaded.of(ctid)
+    if ctid is not None and ctid not in loaded.containers and not findings:
+        listed = ", ".join(str(known) for known in loaded.containers) or "none"
+        raise UsageError(f"has no container {ctid}", where=loaded.source, hint=f"it has {listed}")
+    shown = [made for made in loaded.containers.values() if ctid in (None, made.ctid)]
+    if as_json:
+        console.print_json(
+            {
+                "source": str(loaded.source),
+                "containers": [{**jsonable(made), "mac": _mac(made)} for made in shown],
+                "template_ids": list(loaded.template_ids),
+                "spare_ids": list(loaded.spare_ids),
+                "findings": jsonable(findings),
+            }
+        )
+        return
+    if ctid is None:
+        columns = ("ctid", "name", "serves", "ip", "gpus", "memory", "cores", "template")
+        console.print_table(columns, [_row(loaded, made) for made in shown], right=("ctid", "memory", "cores"))
+    else:
+        for made in shown:
+            _print_container(loaded, made)
+    _print_findings(findings)
+
+
+@containers.command()
+@_file
+@json_option
+def check(file: Path | None, as_json: bool) -> None:
+    """Say all that is wrong with the file, or not used of it.
+
+    Exits 1 when an entry was refused or contradicts itself, 2 when the file cannot be read.
+
+    \b
+    Example:
+      builder containers check --file phoenix_lxc_configs.json
+    """
+    loaded = _load(file)
+    bad = [found for found in loaded.findings if found.severity in (REFUSED, CONTRADICTION)]
+    if as_json:
+        console.print_json({"source": str(loaded.source), "findings": jsonable(loaded.findings)})
+    else:
+        _print_findings(loaded.findings)
+        click.echo(f"{loaded.source}: {len(loaded.containers)} containers, {len(bad)} faults")
+    if bad:
+        sys.exit(1)
+
+
+@containers.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Where to write; stdout when left out.")
+@click.option("--force", is_flag=True, help="Write over what is there.")
+@json_option
+def convert(file: Path | None, output: Path | None, force: bool, as_json: bool) -> None:
+    """Write FILE as containers.toml, with all that has no counterpart as comments.
+
+    \b
+    Example:
+      builder containers convert phoenix_lxc_configs.json --output containers.toml
+    """
+    loaded = _load(file)
+    text = converted(loaded)
+    if output is not None:
+        try:
+            with output.open("w" if force else "x", encoding="utf-8") as written_file:
+                written_file.write(text)
+        except FileExistsError as error:
+            raise BuilderError("is there already", where=output, hint="give --force to write over it") from error
+    if as_json:
+        console.print_json({"source": str(loaded.source), "output": output and str(output), "text": text})
+    elif output is None:
+        click.echo(text, nl=False)
+    else:
+        click.echo(f"{output}: {len(loaded.containers)} containers of {loaded.source}")
+
+
+def _load(file: Path | None) -> Loaded:
+    loaded = load(file)
+    if loaded.source is None:
+        raise UsageError(f"there is neither {' nor '.join(FILES)} here", hint="give --file, or see docs/containers.md")
+    return loaded
+
+
+def _mac(made: Container) -> str:
+    return made.network.mac or mac_for(made.name, made.ctid)
+
+
+def _row(loaded: Loaded, made: Container) -> Sequence[object]:
+    return (
+        made.ctid,
+        made.name,
+        _serves(loaded, made),
+        made.network.ip,
+        _gpus(made),
+        console.human(made.memory_mib << 20),
+        made.cores,
+        made.template or "",
+    )
+
+
+def _serves(loaded: Loaded, made: Container) -> str:
+    if made.profile:
+        return made.profile
+    return "its vllm keys" if serves(loaded.entries.get(made.ctid, {})) else ""
+
+
+def _gpus(made: Container) -> str:
+    return "any" if made.gpus is None else ",".join(map(str, made.gpus)) or "none"
+
+
+def _print_container(loaded: Loaded, made: Container) -> None:
+    rows = {key: _text(value) for key, value in settings(made).items()}
+    rows["Gpus"] = _gpus(made)
+    if made.network.mac is None:
+        rows["Mac"] = f"{_mac(made)} (follows from Name and Ctid)"
+    if made.profile is None:
+        rows["Profile"] = _serves(loaded, made) or "none"
+    for key, text in rows.items():
+        click.echo(f"{key:>14}: {text}")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    for line in _lines(findings):
+        click.echo(line)
+
+
+def _lines(findings: Sequence[Finding]) -> Iterator[str]:
+    for found in findings:
+        where = "" if found.ctid is None else f"{found.ctid}: "
+        yield f"{where}{'' if found.severity == 'told' else f'{found.severity}: '}{found.text}"
