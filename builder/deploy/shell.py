@@ -76,10 +76,16 @@ class Shell:
     record: list[str] = field(default_factory=list)
     """What `do` ran or would run, in order, as a person would type it."""
 
-    def ask(self, *argv: str, stdin: bytes | None = None, timeout: float | None = 60) -> Done:
+    def ask(
+        self,
+        *argv: str,
+        stdin: bytes | None = None,
+        timeout: float | None = 60,
+        output: Callable[[bytes], None] | None = None,
+    ) -> Done:
         """Run what changes nothing, dry or not. Raises BuilderError as `Channel.run` does."""
         self.check(argv)
-        return self.channel.run(argv, stdin=stdin, timeout=timeout)
+        return self.channel.run(argv, stdin=stdin, timeout=timeout, output=output)
 
     def do(
         self, *argv: str, stdin: bytes | Path | None = None, timeout: float | None = None, note: str = ""
