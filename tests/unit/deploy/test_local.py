@@ -1,0 +1,84 @@
+"""Commands on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from builder.deploy.channel import Local
+from builder.errors import BuilderError
+
+
+def test_a_status_is_the_commands_own() -> None:
+    done = Local().run(["sh", "-c", "echo out; echo err >&2; exit 7"])
+    assert (done.status, done.out, done.err) == (7, b"out\n", b"err\n")
+
+
+def test_a_signal_counts_as_in_a_shell() -> None:
+    assert Local().run(["sh", "-c", "kill -9 $$"]).status == 137
+
+
+def test_a_missing_program_ends_as_in_a_shell() -> None:
+    done = Local().run(["no-such-program"])
+    assert (done.status, done.err) == (127, b"no-such-program: command not found\n")
+
+
+def test_nothing_of_the_callers_environment_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "sesame")
+    names = {line.split("=")[0] for line in Local().run(["env"]).text.splitlines()}
+    assert names == {"PATH", "HOME", "LC_ALL"}
+
+
+def test_standard_input_is_bytes_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\0file")
+    assert Local().run(["cat"], stdin=b"\0bytes").out == b"\0bytes"
+    assert Local().run(["cat"], stdin=tmp_path / "file").out == b"\0file"
+    assert Local().run(["cat"]).out == b""
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BuilderError, match="gone: No such file"):
+        Local().run(["cat"], stdin=tmp_path / "gone")
+
+
+def test_more_than_a_pipe_holds_on_both_outputs() -> None:
+    done = Local().run(["sh", "-c", "head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2"])
+    assert (len(done.out), len(done.err)) == (1_000_000, 1_000_000)
+
+
+def test_output_is_handed_on_piece_by_piece() -> None:
+    pieces: list[bytes] = []
+    done = Local().run(["sh", "-c", "echo one; sleep 0.2; echo two"], output=pieces.append)
+    assert (pieces, done.out) == ([b"one\n", b"two\n"], b"")
+
+
+def test_the_time_being_over_ends_all_that_was_started(tmp_path: Path) -> None:
+    script = f"trap 'echo asked > {tmp_path}/asked; exit' TERM; (sleep 30; touch {tmp_path}/late) & wait"
+    start = time.monotonic()
+    with pytest.raises(BuilderError, match=r"sh -c .*: not done within 0\.3 seconds"):
+        Local().run(["sh", "-c", script], timeout=0.3)
+    assert time.monotonic() - start < 5
+    assert (tmp_path / "asked").exists()
+
+
+def test_an_interrupt_asks_the_command_to_end_and_waits_for_it(tmp_path: Path) -> None:
+    script = f"trap 'sleep 0.3; touch {tmp_path}/cleaned; exit' TERM; touch {tmp_path}/ready; sleep 30 & wait"
+
+    def interrupt() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        Local().run(["sh", "-c", script])
+    assert (tmp_path / "cleaned").exists()
+
+
+def test_the_terminals_signals_do_not_reach_the_command() -> None:
+    assert Local().run(["sh", "-c", "ps -o sid= -p $$"]).text.strip() != str(os.getsid(0))
