@@ -25,7 +25,8 @@ chmod "$2" "$1.new"
 mv "$1.new" "$1"
 """
 _FOLDER = DRIVER_FOLDER.rpartition("/")[0]
-_FORGET = f"rm -rf {_FOLDER} && rmdir --ignore-fail-on-non-empty {_FOLDER.rpartition('/')[0]}"
+_PARENT = _FOLDER.rpartition("/")[0]
+_FORGET = f"rm -rf {_FOLDER}; [ ! -d {_PARENT} ] || rmdir --ignore-fail-on-non-empty {_PARENT}"
 
 
 @dataclass(frozen=True)
