@@ -1,0 +1,70 @@
+"""Asks vLLM's service from inside its container: one command of the host an answer, run by the template's own Python.
+
+What a container says is not trusted: an answer is JSON of the expected shape or an error, and texts are made harmless.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+from builder.deploy.host.base import Host
+from builder.deploy.shell import LostError
+from builder.errors import BuilderError
+
+PYTHON = "/opt/vllm/bin/python"
+UNIT = "vllm.service"
+_LARGEST = 1 << 20
+
+
+def call(host: Host, ctid: int, command: str, *arguments: str, timeout: float = 60) -> dict[str, Any]:
+    """The answer of `builder/data/inside.py` to one of its commands. `timeout` is in seconds.
+
+    Raises BuilderError with what was said instead of an answer; LostError when the line dropped.
+    """
+    where = f"container {ctid}"
+    argv = host.inside(ctid, (PYTHON, "-I", "-", command, *arguments))
+    done = host.shell.ask(*argv, stdin=_program(), timeout=timeout)
+    if done.status != 0:
+        said = [plain(line) for line in done.err.decode(errors="replace").splitlines() if line.strip()]
+        raise BuilderError(said[-1] if said else f"exit {done.status}, and nothing was said", where=where)
+    try:
+        if len(done.out) > _LARGEST:
+            raise ValueError("too long")
+        answer = json.loads(done.out)
+        if not isinstance(answer, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise BuilderError(f"its answer to {command} cannot be read ({error})", where=where) from error
+    return answer
+
+
+def reason(error: BuilderError) -> str:
+    """Why something could not be asked, for a row that says so. Raises `error` again when the line dropped."""
+    if isinstance(error, LostError):
+        raise error
+    return error.what
+
+
+def plain(text: object, longest: int = 300) -> str:
+    """A text of a container or host on one line, harmless to a terminal, cut when it is very long."""
+    line = " ".join(str(text).split())
+    line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
+def table(answer: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object under `key`, empty when there is none."""
+    found = answer.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def texts(answer: dict[str, Any], key: str) -> tuple[str, ...]:
+    """The list of texts under `key`, each made harmless; empty when there is none."""
+    found = answer.get(key)
+    return tuple(plain(line, 2000) for line in found) if isinstance(found, list) else ()
+
+
+def _program() -> bytes:
+    return resources.files("builder").joinpath("data/inside.py").read_bytes()
