@@ -11,10 +11,9 @@ import click
 from builder import console
 from builder.commands.common import json_option
 from builder.deploy.addresses import mac_for
-from builder.deploy.containers import FILES, Finding, Loaded, load
+from builder.deploy.containers import FILES, Finding, Loaded, load, settings
 from builder.deploy.containers.convert import convert as converted
 from builder.deploy.containers.model import CONTRADICTION, REFUSED, serves
-from builder.deploy.containers.settings import settings
 from builder.deploy.model import Container, jsonable
 from builder.errors import BuilderError, UsageError
 
@@ -121,6 +120,21 @@ def convert(file: Path | None, output: Path | None, force: bool, as_json: bool) 
         click.echo(f"{output}: {len(loaded.containers)} containers of {loaded.source}")
 
 
+@containers.command()
+@click.option("--markdown", is_flag=True, help="The same as tables for people: docs/containers-keys.md.")
+def schema(markdown: bool) -> None:
+    """Print the JSON Schema of containers.toml, which editors use.
+
+    \b
+    Example:
+      builder containers schema > containers.schema.json
+    """
+    if markdown:
+        click.echo(settings.manual(), nl=False)
+    else:
+        console.print_json(settings.schema())
+
+
 def _load(file: Path | None) -> Loaded:
     loaded = load(file)
     if loaded.source is None:
@@ -156,7 +170,7 @@ def _gpus(made: Container) -> str:
 
 
 def _print_container(loaded: Loaded, made: Container) -> None:
-    rows = {key: _text(value) for key, value in settings(made).items()}
+    rows = {key: _text(value) for key, value in settings.values_of(made).items()}
     rows["Gpus"] = _gpus(made)
     if made.network.mac is None:
         rows["Mac"] = f"{_mac(made)} (follows from Name and Ctid)"

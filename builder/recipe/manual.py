@@ -41,7 +41,7 @@ def _default(key: Key) -> str:
         return "required"
     if key.default is None or key.default in ("", (), []):
         return ""
-    return f"`{key.default}`"
+    return f"`{str(key.default).lower() if isinstance(key.default, bool) else key.default}`"
 
 
 def _escaped(cell: str) -> str:

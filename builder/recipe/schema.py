@@ -45,7 +45,7 @@ def _section(section: Section, kinds: Mapping[str, KindInfo], in_variant: bool) 
     if section.name == "Stage":
         content = {"anyOf": list(_stages(section, kinds, in_variant))}
     else:
-        content = _table(section.keys, partial=in_variant and not section.many)
+        content = table_schema(section.keys, partial=in_variant and not section.many)
     if not section.many:
         return {"description": section.help, **content}
     least = {"minItems": 1} if section.required and not in_variant else {}
@@ -55,16 +55,16 @@ def _section(section: Section, kinds: Mapping[str, KindInfo], in_variant: bool) 
 def _stages(section: Section, kinds: Mapping[str, KindInfo], in_variant: bool) -> Iterable[Schema]:
     extra = (AFTER,) if in_variant else ()
     for kind in kinds.values():
-        whole = _table((*section.keys, *kind.keys, *extra))
+        whole = table_schema((*section.keys, *kind.keys, *extra))
         whole["properties"]["Kind"] = {"const": kind.name, "description": kind.help}
         yield whole
     if in_variant:
         own = (key for key in section.keys if key.name != "Kind")
-        partial = _table((*own, *(key for kind in kinds.values() for key in kind.keys)), partial=True)
+        partial = table_schema((*own, *(key for kind in kinds.values() for key in kind.keys)), partial=True)
         yield {**partial, "required": ["Name"]}
 
 
-def _table(keys: Iterable[Key], *, partial: bool = False) -> Schema:
+def table_schema(keys: Iterable[Key], *, partial: bool = False) -> Schema:
     """A table with these keys; where two share a name, the value may be of either form."""
     forms: dict[str, list[Schema]] = {}
     required = []
@@ -81,7 +81,7 @@ def _table(keys: Iterable[Key], *, partial: bool = False) -> Schema:
 
 def _value(key: Key) -> Schema:
     if key.type is Type.TABLES:
-        value: Schema = {"type": "array", "items": _table(key.keys)}
+        value: Schema = {"type": "array", "items": table_schema(key.keys)}
     else:
         value = json.loads(json.dumps(_TYPES[key.type]))
     if key.choices:

@@ -91,4 +91,5 @@ def _with(container: Container, given: Mapping[str, Any]) -> Container:
 
 
 def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    """The option of `builder deploy` that gives a field; its unit stands in the help."""
+    return f"--{name.removesuffix('_mib').removesuffix('_gib').replace('_', '-')}"

@@ -9,6 +9,7 @@ from builder.deploy.containers import values
 from builder.deploy.model import Container, Network
 from builder.recipe.keys import Key, Type, between
 from builder.recipe.manual import key_table
+from builder.recipe.schema import table_schema
 
 TOP = (
     Key(
@@ -115,7 +116,7 @@ def container(given: Mapping[str, Any]) -> Container:
     return Container(**{"ctid": 0, "name": "", **body}, network=Network(**card))
 
 
-def settings(container: Container) -> dict[str, Any]:
+def values_of(container: Container) -> dict[str, Any]:
     """The values of a container, by the names of `CONTAINER`; None is what is left to the host or the builder."""
     found = {key: _thawed(key, getattr(container, field)) for key, field in BODY.items()}
     found |= {key: _thawed(key, getattr(container.network, field)) for key, field in CARD.items()}
@@ -124,14 +125,31 @@ def settings(container: Container) -> dict[str, Any]:
 
 def written(container: Container) -> dict[str, Any]:
     """The same without what is the default: what a file must say."""
-    plain = settings(Container(0, ""))
-    return {key: value for key, value in settings(container).items() if value != plain[key]}
+    plain = values_of(Container(0, ""))
+    return {key: value for key, value in values_of(container).items() if value != plain[key]}
 
 
 def manual() -> str:
-    """The tables of keys for docs/containers.md."""
-    parts = (("At the top of the file", TOP), ("[[Container]]", CONTAINER))
-    return "\n".join(f"### {title}\n\n{key_table(keys)}" for title, keys in parts)
+    """The tables of keys: what docs/containers-keys.md holds."""
+    made = "Written by `builder containers schema --markdown`. What the file is: [containers.md](containers.md)."
+    defaults = "The same keys but Ctid, Name and Mac: what holds for every container that does not say otherwise.\n"
+    parts = (
+        f"# Keys of containers.toml\n\n{made}\n",
+        f"## The top of the file\n\n{key_table(TOP)}",
+        f"## [Defaults]\n\n{defaults}",
+        f"## [[Container]]\n\n{key_table(CONTAINER)}",
+    )
+    return "\n".join(parts)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of containers.toml (draft 2020-12), for editors: names and types."""
+    top = table_schema(TOP)
+    top["properties"] |= {
+        "Defaults": table_schema(DEFAULTS),
+        "Container": {"type": "array", "items": table_schema(CONTAINER)},
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Containers", **top}
 
 
 def _frozen(key: str, value: Any) -> Any:
