@@ -18,6 +18,7 @@ from builder.deploy.journal import state_root
 from builder.deploy.model import jsonable
 from builder.errors import UsageError
 from builder.recipe import load
+from builder.recipe.model import Recipe
 from builder.stage import KINDS
 
 host_option = click.option(
@@ -120,12 +121,13 @@ def deploy(**given: Any) -> None:
 def _wish(given: dict[str, Any], loaded: containers.Loaded) -> plan.Wish:
     entry = loaded.containers.get(given["ctid"])
     name = given["profile"] or (entry.profile if entry else None)
-    recipe = given["recipe"] or _recipe_of(name)
+    recipe = load(given["recipe"] or _recipe_of(name), KINDS, given["variant"])
     return plan.Wish(
         ctid=given["ctid"],
-        recipe=recipe,
+        recipe=recipe.directory,
         profile=given["profile"],
-        template=given["template"] or _newest(recipe, given["variant"]),
+        template=given["template"] or _newest(recipe),
+        capability=recipe.target.compute_capability if recipe.target else "",
         overrides={key: value for key, value in _overrides(given).items() if value is not None},
         fallback=given["fallback"],
         full=given["full"],
@@ -169,12 +171,12 @@ def _recipe_of(profile: str | None) -> Path:
     raise UsageError(what, hint=f"give --recipe: {listed}")
 
 
-def _newest(recipe: Path, variant: str | None) -> Path:
-    loaded = load(recipe, KINDS, variant)
-    folder = beside(loaded, "artifacts")
-    found = pack.newest(folder, loaded.full_name, loaded.distribution.architecture)
+def _newest(recipe: Recipe) -> Path:
+    folder = beside(recipe, "artifacts")
+    found = pack.newest(folder, recipe.full_name, recipe.distribution.architecture)
     if found is None:
-        raise UsageError(f"no template of {loaded.full_name}", where=folder, hint=f"run `builder template {recipe}`")
+        hint = f"run `builder template {recipe.directory}`"
+        raise UsageError(f"no template of {recipe.full_name}", where=folder, hint=hint)
     return found
 
 

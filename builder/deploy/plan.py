@@ -15,7 +15,7 @@ from builder.deploy import profile as profiles
 from builder.deploy.addresses import mac_for
 from builder.deploy.containers import Loaded
 from builder.deploy.deployments import SERVER, deployments, free_id, look, template_of
-from builder.deploy.gpu.model import Gpus
+from builder.deploy.gpu.preflight import Need
 from builder.deploy.host.base import Host
 from builder.deploy.model import Container, Guest, Network, from_jsonable, jsonable
 from builder.deploy.profile.model import Profile
@@ -38,7 +38,7 @@ class Source:
     digest: str  # sha256
     title: str  # name, version and variant
     unpacked: int  # bytes
-    host_driver: bool  # the driver's userspace comes from the host
+    need: Need  # of the host's driver
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Wish:
     recipe: Path
     profile: str | None
     template: Path
+    capability: str  # compute capability of the recipe's target; empty: any
     overrides: dict[str, Any]
     fallback: str | None = None
     full: bool = False
@@ -112,7 +113,7 @@ def source(template: Path) -> Source:
         digest=digest,
         title=template.name.removesuffix(".tar.zst"),
         unpacked=sum(int(entry["size"]) for entry in manifest["files"] if "size" in entry),
-        host_driver=any(stage["kind"] == "nvidia-host" for stage in manifest["stages"]),
+        need=gpu.need(manifest),
     )
 
 
@@ -132,15 +133,15 @@ def make(wish: Wish, loaded: Loaded, host: Host) -> Plan:
         container = replace(container, ctid=_spare(container, loaded, guests))
     elif (taken := next((guest for guest in guests if guest.ctid == container.ctid), None)) is not None:
         raise _taken(taken)
-    cards = gpu.look(host.shell) if profile.gpus else Gpus(None, (), ())
     rest = [guest for guest in guests if replaced is None or guest.ctid != replaced.ctid]
     chosen: tuple[int, ...] = ()
-    unit = bool(profile.gpus) and not gpu.installed(host.shell)
+    unit = False
     problems = list(host.problems(container))
     if profile.gpus:
+        cards = gpu.look(host.shell)
+        unit = not gpu.complete(cards) or not gpu.installed(host.shell)
         chosen = gpu.choose(_hungriest(profile, fallback), container, cards, gpu.promises(rest, loaded.entries))
-        need = None if made.host_driver else ""
-        problems += gpu.preflight(cards, need, "", unit_follows=unit)
+        problems += gpu.preflight(cards, made.need, wish.capability, cards=chosen, unit_follows=unit)
     problems += _missing_folders(profile, container, host)
     if problems:
         raise BuilderError("; ".join(problems), where=f"container {container.ctid} on {host.name}")

@@ -12,6 +12,7 @@ from builder.deploy import gpu, health
 from builder.deploy import profile as profiles
 from builder.deploy.deployments import SERVER, TEMPLATE, look, tags, template_of
 from builder.deploy.host.base import Host
+from builder.deploy.inside import UNIT
 from builder.deploy.journal import Undo, locked, state_root
 from builder.deploy.model import Container, Device, File, Mark, Settings, jsonable
 from builder.deploy.plan import Plan, Replaced, now
@@ -150,7 +151,7 @@ def _settings(plan: Plan, profile: Profile) -> Settings:
     folder = None
     if plan.container.gpus:
         devices = gpu.devices(plan.container.gpus)
-        folder = gpu.DRIVER_FOLDER if plan.source.host_driver else None
+        folder = gpu.DRIVER_FOLDER if plan.source.need.userspace else None
     raw = (*gpu.mounts(folder, plan.container.models), *plan.container.raw)
     return Settings(plan.container, tags(mark, plan.container.tags), mark.line(), devices, raw)
 
@@ -259,8 +260,8 @@ def _serve_profile(deploy: Deploy, profile: Profile) -> str:
     files = profiles.render(profile, container, deploy.secrets, listen=plan.listen)
     put(host, container.ctid, [*files, _record(plan, profile, files)])
     if host.shell.dry:
-        host.shell.do(*host.inside(container.ctid, ("systemctl", "restart", "--no-block", "vllm.service")))
-        return f"{profile.name}, a first {profile.task}"
+        host.shell.do(*host.inside(container.ctid, ("systemctl", "restart", "--no-block", UNIT)))
+        return profile.name
     answer = health.wait(host, container.ctid, profile, deadline=deploy.deadline, progress=deploy.progress)
     return f"{profile.name}: {answer}"
 
