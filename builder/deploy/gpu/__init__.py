@@ -1,1 +1,34 @@
 """NVIDIA cards of a host: what is there, who may use it, what is promised to whom."""
+
+from builder.deploy.gpu.budget import LIMIT, choose, neighbours, promises, start_order
+from builder.deploy.gpu.devices import devices, mounts, node_lines
+from builder.deploy.gpu.look import DRIVER_FOLDER, look
+from builder.deploy.gpu.model import Card, Driver, Gpus, Promise
+from builder.deploy.gpu.preflight import Need, complete, need, preflight
+from builder.deploy.gpu.unit import UNIT, host_unit_files, install, installed, uninstall
+
+__all__ = [
+    "DRIVER_FOLDER",
+    "LIMIT",
+    "UNIT",
+    "Card",
+    "Driver",
+    "Gpus",
+    "Need",
+    "Promise",
+    "choose",
+    "complete",
+    "devices",
+    "host_unit_files",
+    "install",
+    "installed",
+    "look",
+    "mounts",
+    "need",
+    "neighbours",
+    "node_lines",
+    "preflight",
+    "promises",
+    "start_order",
+    "uninstall",
+]

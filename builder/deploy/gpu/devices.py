@@ -49,10 +49,12 @@ def mounts(driver_folder: str | None, folders: Sequence[Folder]) -> tuple[str, .
     """Raw lines for the driver's userspace, if there is a folder of it, and for folders such as the models.
 
     Read-only and optional: a container starts without them, and unlike mount points they block neither clone nor
-    snapshot (lxc.container.conf(5), lxc.mount.entry).
+    snapshot (lxc.container.conf(5), lxc.mount.entry). With what is mounted inside them, such as a dataset for each
+    model: the kernel refuses an unprivileged container the outer folder alone. What is mounted inside is read-only only
+    as far as the files' modes make it so.
     """
     driver = [Folder(driver_folder, MOUNT_POINT)] if driver_folder else []
-    return tuple(_entry(folder.source, folder.target, "ro,bind,optional,create=dir") for folder in (*driver, *folders))
+    return tuple(_entry(folder.source, folder.target, "ro,rbind,optional,create=dir") for folder in (*driver, *folders))
 
 
 def _entry(source: str, target: str, options: str) -> str:

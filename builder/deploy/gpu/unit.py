@@ -15,15 +15,7 @@ from builder.errors import BuilderError
 
 UNIT = "builder-nvidia.service"
 _SYSTEMD = ("test", "-d", "/run/systemd/system")
-_WRITE = """\
-set -eu
-mkdir -p "$(dirname "$1")"
-trap 'rm -f "$1.new"' EXIT
-cat > "$1.new"
-[ "$(sha256sum < "$1.new")" = "$3  -" ] || { echo "$1 arrived damaged" >&2; exit 1; }
-chmod "$2" "$1.new"
-mv "$1.new" "$1"
-"""
+_WRITE = 'mkdir -p "${0%/*}" && cat > "$0" && chmod "$1" "$0"'
 _FOLDER = DRIVER_FOLDER.rpartition("/")[0]
 _PARENT = _FOLDER.rpartition("/")[0]
 _FORGET = f"rm -rf {_FOLDER}; [ ! -d {_PARENT} ] || rmdir --ignore-fail-on-non-empty {_PARENT}"
@@ -70,8 +62,7 @@ def install(shell: Shell) -> None:
     files = host_unit_files()
     for file in files:
         if shell.ask("sha256sum", file.path).text.split()[:1] != [file.sha256]:
-            argv = ("sh", "-c", _WRITE, "sh", file.path, file.mode, file.sha256)
-            shell.do(*argv, stdin=file.content, note=f"{file.path.rpartition('/')[2]} of the builder").check()
+            _write(shell, file)
     script = files[0].path
     done = shell.do(script, timeout=300)
     if done.status != 0:
@@ -93,3 +84,10 @@ def uninstall(shell: Shell) -> None:
     if shell.ask(*_SYSTEMD).status == 0:
         shell.do("systemctl", "daemon-reload").check()
     shell.do("sh", "-c", _FORGET).check()
+
+
+def _write(shell: Shell, file: HostFile) -> None:
+    name, new = file.path.rpartition("/")[2], f"{file.path}.new"
+    shell.do("sh", "-c", _WRITE, new, file.mode, stdin=file.content, note=f"the builder's {name}").check()
+    shell.do("sha256sum", "--check", stdin=f"{file.sha256}  {new}\n".encode(), note=f"sha256 of {name}").check()
+    shell.do("mv", new, file.path).check()
