@@ -87,7 +87,8 @@ def check(file: Path | None, as_json: bool) -> None:
         console.print_json({"source": str(loaded.source), "findings": jsonable(loaded.findings)})
     else:
         _print_findings(loaded.findings)
-        click.echo(f"{loaded.source}: {len(loaded.containers)} containers, {len(bad)} faults")
+        faults = _count(len(bad), "fault") if bad else "nothing wrong"
+        click.echo(f"{loaded.source}: {_count(len(loaded.containers), 'container')}, {faults}")
     if bad:
         sys.exit(1)
 
@@ -117,7 +118,7 @@ def convert(file: Path | None, output: Path | None, force: bool, as_json: bool) 
     elif output is None:
         click.echo(text, nl=False)
     else:
-        click.echo(f"{output}: {len(loaded.containers)} containers of {loaded.source}")
+        click.echo(f"{output}: {_count(len(loaded.containers), 'container')} of {loaded.source}")
 
 
 @containers.command()
@@ -140,6 +141,10 @@ def _load(file: Path | None) -> Loaded:
     if loaded.source is None:
         raise UsageError(f"there is neither {' nor '.join(FILES)} here", hint="give --file, or see docs/containers.md")
     return loaded
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _mac(made: Container) -> str:

@@ -270,7 +270,7 @@ def _tell(entry: Entry) -> None:
 
 def _guessed(key: str) -> str:
     """A key that is not known, with the one that was probably meant."""
-    near = nearest(key, (*USED, *LEFT))
+    near = None if "." in key else nearest(key, (*USED, *LEFT))
     plain = key if re.fullmatch(r"[\w.]{1,60}", key, re.ASCII) else shown(key, limit=60)
     return f"{plain} ({near}?)" if near else plain
 

@@ -85,12 +85,16 @@ def identities(container: Container) -> dict[str, str]:
     return found
 
 
-_SECRET = re.compile(r"pass(?!through)|token(?!iz|s)|secret|credential|api[-_]?key|private|auth|hash", re.IGNORECASE)
-_TOKEN = re.compile(r"(?<=://)[^/@\s]+(?=@)|\b(hf|sk|gh[a-z]|glpat)[-_]\w{8,}")
+_WORD = r"(?:pass(?!through)|token(?!iz|s)|secret|credential|api[-_]?key|private|auth|hash)"
+_SECRET = re.compile(_WORD, re.IGNORECASE)
+_TOKEN = re.compile(
+    rf"(?<=://)[^/@\s]+(?=@)|\b(?:hf|sk|gh[a-z]|glpat)[-_]\w{{8,}}|[\w.-]*{_WORD}[\w.-]*[=:]\s*\S+",
+    re.IGNORECASE,
+)
 
 
 def shown(value: Any, key: str = "", limit: int = 0) -> str:
-    """`value` as printable ASCII on one line, at most `limit` letters; nothing whose `key` sounds secret."""
+    """`value` as JSON in printable ASCII, at most `limit` letters; without what looks secret by key or form."""
     text = json.dumps(_hushed(value, key), ensure_ascii=True, default=repr).replace("\x7f", "\\u007f")
     return text if not limit or len(text) <= limit else f"{text[: limit - 3]}..."
 
@@ -111,13 +115,7 @@ def _hushed(value: Any, key: str) -> Any:
 
 
 def _hushed_item(items: Any, at: int) -> Any:
-    """An item of a list; in a list of flags the secret stands after ``--flag``, or ``--flag=``, or ``NAME=``."""
+    """An item of a list; in a list of flags what is secret stands after its ``--flag``."""
     before = items[at - 1] if at else ""
-    if isinstance(before, str) and before.startswith("-") and "=" not in before and _SECRET.search(before):
-        return "(hidden)"
-    item = items[at]
-    if isinstance(item, str):
-        name, equals, _ = item.partition("=")
-        if equals and _SECRET.search(name):
-            return f"{name}=(hidden)"
-    return _hushed(item, "")
+    after_flag = isinstance(before, str) and before.startswith("-") and "=" not in before
+    return _hushed(items[at], before if after_flag else "")
