@@ -71,7 +71,7 @@ def log(invocation: str, *options: str) -> list[str]:
     text = COLOUR.sub("", run("journalctl", "--no-pager", "--quiet", "--all", "--output=cat", *options, *match))
     for value in secrets():
         text = text.replace(value, "***")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
 def settings() -> dict[str, Any]:

@@ -22,6 +22,7 @@ DEADLINE = 1800.0
 _PAUSE = 1.0
 _BOOT = 60  # pauses
 _LINES = 40
+_ALL = 1000  # lines: an engine's own traceback is followed by those of who waited for it
 _SHOWN = 6
 _SAYS = (
     (re.compile(r"completion of \d+ tokens|embedding of \d+ numbers"), "the first answer came back"),
@@ -38,7 +39,9 @@ _SAYS = (
 )
 """What vLLM 0.10's log lines mean, the last stage first."""
 _PERCENT = re.compile(r"(\d+%) Completed|\|\s*(\d+/\d+) \[")
-_ROOT = re.compile(r"^(?:\(.*?\) )?(?:ERROR .*?\] )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)")
+_PREFIX = re.compile(r"^(?:\(\w+ pid=\d+\) ?)?(?:ERROR \d\d-\d\d [\d:]+ \[[^]]*\] ?)?")
+_EXCEPTION = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt): ")
+_SYSTEMD = re.compile(r"vllm\.service: |(?:Starting|Started|Stopping|Stopped|Failed to start) vllm\.service\b")
 _GENERIC = re.compile(r"Engine core initialization failed|See root cause|SystemExit")
 
 
@@ -102,11 +105,11 @@ def wait(
                 doing = stage(log) or doing
                 task.note(doing)
             if why := _failure(unit, is_new):
-                raise _error(ctid, f"{UNIT} {why}", log if is_new else ())
+                raise _error(host, ctid, f"{UNIT} {why}", is_new)
             if is_new and unit.get("ActiveState") == "active":
                 break
             if time.monotonic() >= end:
-                raise _error(ctid, f"no answer within {deadline:.0f} s, it was {doing}", log if is_new else ())
+                raise _error(host, ctid, f"no answer within {deadline:.0f} s, it was {doing}", is_new)
             sleep(_PAUSE)
     return ask(host, ctid, profile)
 
@@ -153,11 +156,15 @@ def _failure(unit: Mapping[str, str], is_new: bool) -> str:
     return ""
 
 
-def _error(ctid: int, what: str, log: Sequence[str]) -> BuilderError:
-    """With the first exception that says more than that the engine failed, then the last lines."""
-    roots = [found[1] for line in log if (found := _ROOT.match(line)) and not _GENERIC.search(line)]
-    lines = [plain(line) for line in log[-_SHOWN:]]
-    if roots and not any(roots[0] in line for line in log[-_SHOWN:]):
-        lines.insert(0, plain(roots[0]))
-    said = f"; its log: {' | '.join(lines)}" if lines else "; its log is empty"
-    return BuilderError(what + said, where=f"container {ctid}")
+def _error(host: Host, ctid: int, what: str, has_begun: bool) -> BuilderError:
+    """With the first exception that says more than that the engine failed, then the service's own last lines.
+
+    Frames of tracebacks, which are indented, and systemd's words about the unit are left out.
+    """
+    log = texts(call(host, ctid, "state", str(_ALL)), "log") if has_begun else ()
+    own = [_PREFIX.sub("", line) for line in log]
+    own = [line for line in own if not line.startswith((" ", "Traceback (")) and not _SYSTEMD.match(line)]
+    last = own[-_SHOWN:]
+    first = [line for line in own if _EXCEPTION.match(line) and not _GENERIC.search(line)][:1]
+    said = " | ".join(plain(line) for line in (*(line for line in first if line not in last), *last))
+    return BuilderError(f"{what}; its log: {said or 'empty'}", where=f"container {ctid}")

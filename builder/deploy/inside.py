@@ -49,9 +49,14 @@ def reason(error: BuilderError) -> str:
 
 def plain(text: object, longest: int = 300) -> str:
     """A text of a container or host on one line, harmless to a terminal, cut when it is very long."""
-    line = " ".join(str(text).split())
-    line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+    line = harmless(" ".join(str(text).split()))
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
+def harmless(text: str) -> str:
+    """The same with tabs as spaces, and a sign for each letter that could steer a terminal."""
+    text = text.replace("\t", " ")
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def table(answer: dict[str, Any], key: str) -> dict[str, Any]:
@@ -61,9 +66,9 @@ def table(answer: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def texts(answer: dict[str, Any], key: str) -> tuple[str, ...]:
-    """The list of texts under `key`, each made harmless; empty when there is none."""
+    """The list of texts under `key`, each harmless to a terminal; empty when there is none."""
     found = answer.get(key)
-    return tuple(plain(line, 2000) for line in found) if isinstance(found, list) else ()
+    return tuple(harmless(str(line)[:2000]) for line in found) if isinstance(found, list) else ()
 
 
 def _program() -> bytes:
