@@ -206,12 +206,13 @@ def _network(entry: Entry) -> Network:
         entry.refuse("network_config", config, "must be an object")
     config = config if isinstance(config, dict) else {}
     entry.unknown += [f"network_config.{key}" for key in config if key not in _NETWORK]
+    if config.get("name") not in (None, "", Network.name):
+        entry.unused.append(f"network_config.name {shown(config['name'], limit=40)} (it is {Network.name})")
     ip = entry.one_of(("network_config.ip", config.get("ip")), ("static_ip", entry.raw.get("static_ip")))
     mac = entry.one_of(("mac_address", entry.raw.get("mac_address")), ("network_config.hwaddr", config.get("hwaddr")))
     names = entry.one_of(*((f"network_config.{key}", config.get(key)) for key in ("nameservers", "nameserver")))
     address = entry.text(*ip, values.ip)
     given: dict[str, Any] = {
-        "name": entry.text("network_config.name", config.get("name"), _word),
         "bridge": entry.text("network_config.bridge", config.get("bridge"), values.bridge),
         "ip": address,
         "gateway": entry.text("network_config.gw", config.get("gw"), values.gateway) if address != "dhcp" else None,

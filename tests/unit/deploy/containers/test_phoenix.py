@@ -227,6 +227,12 @@ def test_unconfined_as_the_profile_alone_changes_nothing(one: Read) -> None:
     assert one(lxc_options=[]).containers[702].raw == ()
 
 
+def test_the_name_of_the_card_in_the_container_is_always_the_same(one: Read) -> None:
+    loaded = one(network_config={"name": "lan"})
+    assert loaded.containers[702].network.name == "eth0"
+    assert 'network_config.name "lan" (it is eth0)' in texts(loaded, 702)[1]
+
+
 def test_features_of_proxmox_are_taken_from_either_place(one: Read) -> None:
     assert one(pct_options=["nesting=0"]).containers[702].nesting is False
     assert one(pct_options=[], features="nesting=0,keyctl=1").containers[702].nesting is False
@@ -338,7 +344,31 @@ def test_any_json_is_read_or_is_one_error(tmp_path: Path, data: Any) -> None:
         loaded = load(path)
     except BuilderError:
         return
+    told_and_converted(tmp_path, loaded)
+
+
+CHANGES = st.dictionaries(st.sampled_from(USED), PLAUSIBLE | NETWORK | JSON, max_size=2)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(["701", "702", "703", "720"]), CHANGES))
+def test_entries_with_any_values_are_read(
+    tmp_path: Path, read: Read, generations: dict[str, dict[str, Any]], changes: dict[str, dict[str, Any]]
+) -> None:
+    loaded = read({ctid: {**entry, **changes.get(ctid, {})} for ctid, entry in generations.items()})
+    told_and_converted(tmp_path, loaded)
+    for ctid, entry in generations.items():
+        if loaded.entries[int(ctid)] == entry:
+            others_fault = ["clone_from_ctid makes it a clone of itself in the end"]
+            assert int(ctid) in loaded.containers or texts(loaded, int(ctid), "refused") == others_fault
+
+
+def told_and_converted(folder: Path, loaded: Loaded) -> None:
+    """Every entry became a container or was refused, and the converted file says the same."""
     assert all(found.text.isprintable() for found in loaded.findings)
-    (tmp_path / "c.toml").write_text(convert(loaded), encoding="utf-8")
-    again = load(tmp_path / "c.toml")
+    for ctid in loaded.entries:
+        assert (ctid in loaded.containers) != bool(loaded.of(ctid, "refused"))
+    (folder / "c.toml").write_text(convert(loaded), encoding="utf-8")
+    again = load(folder / "c.toml")
     assert all(loaded.containers[ctid] == made for ctid, made in again.containers.items())
+    assert bool(again.containers) == bool(loaded.containers)
