@@ -33,6 +33,8 @@ Output = Callable[[bytes], None]
 class Local:
     """This machine. The terminal's Ctrl-C does not reach what runs here: whoever runs it ends it."""
 
+    name: str = "this machine"
+
     def run(
         self,
         argv: Sequence[str],
@@ -86,6 +88,11 @@ class Ssh:
         weakref.finalize(self, _close, [*self._ssh(), "-O", "exit", "--", self.host], _ssh_env())
 
     @property
+    def name(self) -> str:
+        """As messages name it."""
+        return f"ssh {self.target}"
+
+    @property
     def target(self) -> str:
         """As a person types it behind `ssh`."""
         return f"{self.user}@{self.host}" if self.port is None else f"-p {self.port} {self.user}@{self.host}"
@@ -108,16 +115,16 @@ class Ssh:
             hint = "install openssh-client"
             raise BuilderError("command not found", where=self.program[0], hint=hint) from error
         except BuilderError as error:
-            raise BuilderError(error.what, where=f"{self.target}: {shown(argv)}", hint=error.hint) from error
+            raise BuilderError(error.what, where=f"{self.name}: {shown(argv)}", hint=error.hint) from error
         ended = re.search(rb"%b\n(.*)\n%b (\d+)\n" % (mark.encode(), mark.encode()), err, re.DOTALL)
         if ended:
             return Done(tuple(argv), int(ended[2]), out, ended[1])
         if mark.encode() in err:
             what = f"the line dropped while `{shown(argv)}` ran; nobody knows how it ended"
-            raise LostError(what, where=self.target, hint="`builder deploy --resume` looks and goes on")
+            raise LostError(what, where=self.name, hint="`builder deploy --resume` looks and goes on")
         said = tail(err) or f"ssh ended with {status} and said nothing"
         hints = (hint.format(target=self.target) for text, hint in _HINTS if text in said.lower())
-        raise BuilderError(f"no connection: {said}", where=self.target, hint=next(hints, f"try `ssh {self.target}`"))
+        raise BuilderError(f"no connection: {said}", where=self.name, hint=next(hints, f"try `ssh {self.target}`"))
 
     def _ssh(self) -> list[str]:
         port = () if self.port is None else ("-p", str(self.port))

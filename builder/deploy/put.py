@@ -21,8 +21,8 @@ def put(host: Host, ctid: int, files: Sequence[File]) -> None:
     """Write `files` into a running container: all of them, or none takes effect.
 
     Each gets its owner and group by name as the container knows them, and missing folders above it are made. tar opens
-    a file with no more rights than its mode from the first moment. Raises BuilderError when one did not arrive as it is,
-    naming it; its content is never shown.
+    a file with no more rights than its mode from the first moment. Raises BuilderError naming one that did not arrive
+    as it is; its content is never shown.
     """
     if not files:
         return

@@ -53,8 +53,8 @@ class Pct:
         """What this node would refuse, each with the way out."""
         ctid, settings = container.ctid, Settings(container, container.tags, "")
         found: list[str] = []
-        for command in (self._clone(container.template or ctid, container, True, ""), self._set(settings)):
-            found += _told(lambda command=command: self.shell.check(command))  # type: ignore[misc]
+        found += _told(lambda: self.shell.check(self._clone(container.template or ctid, container, True, "")))
+        found += _told(lambda: self.shell.check(self._set(settings)))
         found += _told(lambda: [config.raw_line(line) for line in container.raw])
         members = json.loads(self.shell.ask("cat", "/etc/pve/.members").check().text)
         if not members.get("cluster", {"quorate": 1}).get("quorate"):
@@ -233,10 +233,8 @@ class Pct:
         taken = self.shell.ask("pct", "config", str(ctid)).check().text.splitlines()
         refused = [line for line in lines if line not in taken]
         if refused:
-            hint = "see `man lxc.container.conf` for the keys of a container"
-            raise BuilderError(
-                f"Proxmox does not take the raw line {refused[0]!a}", where=f"container {ctid}", hint=hint
-            )
+            what = f"Proxmox does not take the raw line {refused[0]!a}"
+            raise BuilderError(what, where=f"container {ctid}", hint="`man lxc.container.conf` has the keys")
 
     def _refuse_leftovers(self, ctid: int) -> None:
         """A half-made container is removed with all volumes of its id: there must be none from before."""
