@@ -13,7 +13,7 @@ from builder.commands.common import json_option
 from builder.deploy.addresses import mac_for
 from builder.deploy.containers import FILES, Finding, Loaded, load, settings
 from builder.deploy.containers.convert import convert as converted
-from builder.deploy.containers.model import CONTRADICTION, REFUSED, serves
+from builder.deploy.containers.model import CONTRADICTION, REFUSED, model_of, shown
 from builder.deploy.model import Container, jsonable
 from builder.errors import BuilderError, UsageError
 
@@ -48,12 +48,12 @@ def show(ctid: int | None, file: Path | None, as_json: bool) -> None:
     if ctid is not None and ctid not in loaded.containers and not findings:
         listed = ", ".join(str(known) for known in loaded.containers) or "none"
         raise UsageError(f"has no container {ctid}", where=loaded.source, hint=f"it has {listed}")
-    shown = [made for made in loaded.containers.values() if ctid in (None, made.ctid)]
+    chosen = [made for made in loaded.containers.values() if ctid in (None, made.ctid)]
     if as_json:
         console.print_json(
             {
                 "source": str(loaded.source),
-                "containers": [{**jsonable(made), "mac": _mac(made)} for made in shown],
+                "containers": [{**jsonable(made), "mac": _mac(made)} for made in chosen],
                 "template_ids": list(loaded.template_ids),
                 "spare_ids": list(loaded.spare_ids),
                 "findings": jsonable(findings),
@@ -62,9 +62,9 @@ def show(ctid: int | None, file: Path | None, as_json: bool) -> None:
         return
     if ctid is None:
         columns = ("ctid", "name", "serves", "ip", "gpus", "memory", "cores", "template")
-        console.print_table(columns, [_row(loaded, made) for made in shown], right=("ctid", "memory", "cores"))
+        console.print_table(columns, [_row(loaded, made) for made in chosen], right=("ctid", "memory", "cores"))
     else:
-        for made in shown:
+        for made in chosen:
             _print_container(loaded, made)
     _print_findings(findings)
 
@@ -167,7 +167,7 @@ def _row(loaded: Loaded, made: Container) -> Sequence[object]:
 def _serves(loaded: Loaded, made: Container) -> str:
     if made.profile:
         return made.profile
-    return "its vllm keys" if serves(loaded.entries.get(made.ctid, {})) else ""
+    return shown(model_of(loaded.entries.get(made.ctid, {})))[1:-1]
 
 
 def _gpus(made: Container) -> str:
@@ -179,8 +179,8 @@ def _print_container(loaded: Loaded, made: Container) -> None:
     rows["Gpus"] = _gpus(made)
     if made.network.mac is None:
         rows["Mac"] = f"{_mac(made)} (follows from Name and Ctid)"
-    if made.profile is None:
-        rows["Profile"] = _serves(loaded, made) or "none"
+    if made.profile is None and (model := _serves(loaded, made)):
+        rows["Profile"] = f"of its own, for {model}"
     for key, text in rows.items():
         click.echo(f"{key:>14}: {text}")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from builder.deploy.containers.entry import LEFT
-from builder.deploy.containers.model import CONTRADICTION, REFUSED, TOLD, Loaded, identities, serves, shown
+from builder.deploy.containers.model import CONTRADICTION, REFUSED, TOLD, Loaded, identities, model_of, shown
 from builder.deploy.containers.settings import written
 from builder.deploy.model import Container
 
@@ -62,7 +62,7 @@ def _container(
     entry = loaded.entries.get(ctid, {})
     yield from _left(entry)
     lines = ["[[Container]]", *(f"{key} = {_toml(value)}" for key, value in written(container).items())]
-    if serves(entry):
+    if model_of(entry):
         lines += _profile(entry)
     yield from (f"# {line}".rstrip() for line in lines) if taken else lines
 

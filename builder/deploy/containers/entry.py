@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from builder.deploy.containers import values
-from builder.deploy.containers.model import REFUSED, TOLD, Finding, listed, serves, shown
+from builder.deploy.containers.model import REFUSED, TOLD, Finding, listed, model_of, shown
 from builder.deploy.containers.reading import Entry
 from builder.deploy.model import Container, Folder, Network
 from builder.recipe.document import nearest
@@ -146,7 +146,7 @@ def _models(entry: Entry) -> tuple[Folder, ...]:
     for key in ("zfs_volumes", "volumes"):
         for volume in entry.objects(key):
             name, target = shown(volume.get("name"), limit=60), volume.get("mount_point")
-            if not serves(entry.raw):
+            if not model_of(entry.raw):
                 entry.unused.append(f"{key} {name}")
                 continue
             place = target if isinstance(target, str) and not values.models([f"/srv/models:{target}"]) else "/models"

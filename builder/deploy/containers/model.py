@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,18 @@ class Loaded:
         )
 
 
-def serves(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry of phoenix_lxc_configs.json runs vLLM: then its profile is made from its own keys."""
-    if isinstance(entry.get("vllm_engine_config"), dict):
-        return True
-    if "vllm_model" in entry:
-        return entry["vllm_model"] not in (None, "", "none")
-    return "--model" in entry["vllm_args"] if isinstance(entry.get("vllm_args"), list) else False
+def model_of(entry: Mapping[str, Any]) -> str:
+    """The model that an entry of phoenix_lxc_configs.json serves by its own keys; "" when it serves none."""
+    engine = entry.get("vllm_engine_config")
+    nested = engine.get("ModelConfig") if isinstance(engine, dict) else None
+    arguments = entry.get("vllm_args")
+    flags = arguments if isinstance(arguments, list) else []
+    said = (
+        next((value for flag, value in pairwise(flags) if flag == "--model"), None),
+        entry.get("vllm_model"),
+        nested.get("model") if isinstance(nested, dict) else None,
+    )
+    return next((value for value in said if isinstance(value, str) and value not in ("", "none")), "")
 
 
 def circles(templates: Mapping[int, int | None]) -> set[int]:

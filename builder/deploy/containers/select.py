@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from builder.deploy.containers.model import REFUSED, Loaded, serves
+from builder.deploy.containers.model import REFUSED, Loaded, model_of
 from builder.deploy.containers.settings import BODY, CARD, CONTAINER
 from builder.deploy.containers.values import folder, network_wrong
 from builder.deploy.model import Container, Folder
@@ -55,7 +55,7 @@ def _template(loaded: Loaded, given: Mapping[str, Any]) -> Container:
     likely = {
         made.template
         for made in loaded.containers.values()
-        if made.profile or serves(loaded.entries.get(made.ctid, {}))
+        if made.profile or model_of(loaded.entries.get(made.ctid, {}))
     }
     found = [ctid for ctid in loaded.templates if ctid in likely]
     if len(found) == 1 and wanted is None:

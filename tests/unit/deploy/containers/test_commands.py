@@ -35,7 +35,7 @@ def phoenix(read: Callable[..., Loaded], generations: dict[str, dict[str, Any]])
 def test_show_lists_containers_and_then_what_is_to_be_said(phoenix: Path) -> None:
     lines = run("show", "--file", phoenix).output.splitlines()
     assert lines[0].split() == ["ctid", "name", "serves", "ip", "gpus", "memory", "cores", "template"]
-    assert lines[2].split() == ["702", "flat", "its", "vllm", "keys", "192.0.2.72/24", "0,1", "8.0", "GiB", "4", "720"]
+    assert lines[2].split() == ["702", "flat", "org/model", "192.0.2.72/24", "0,1", "8.0", "GiB", "4", "720"]
     assert any(line.startswith("702: not used: ") for line in lines)
 
 
