@@ -1,7 +1,8 @@
 """NVIDIA cards of a host: what is there, who may use it, what is promised to whom."""
 
-from builder.deploy.gpu.budget import LIMIT, choose, neighbours, promises, start_order
-from builder.deploy.gpu.devices import devices, mounts, node_lines
+from builder.check.budget import LIMIT
+from builder.deploy.gpu.budget import choose, neighbours, promises, start_order
+from builder.deploy.gpu.devices import devices, mounts
 from builder.deploy.gpu.look import DRIVER_FOLDER, look
 from builder.deploy.gpu.model import Card, Driver, Gpus, Promise
 from builder.deploy.gpu.preflight import Need, complete, need, preflight
@@ -26,7 +27,6 @@ __all__ = [
     "mounts",
     "need",
     "neighbours",
-    "node_lines",
     "preflight",
     "promises",
     "start_order",

@@ -11,19 +11,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from builder.check.budget import LIMIT
 from builder.deploy.gpu.model import Card, Gpus, Promise
 from builder.deploy.model import Container, Guest
 from builder.deploy.profile import from_entry
 from builder.deploy.profile.model import Profile
 from builder.errors import BuilderError, UsageError
 
-LIMIT = 0.92
-"""Of a card's memory, for all shares together: each server's CUDA context and graphs lie outside its share."""
 UNKNOWN = "unknown"
 """The source of a promise whose share nobody stated: then what the card shows as used is taken for it."""
 MARK, ENTRY, USED = "its mark", "its entry", "nvidia-smi"
 
 _NODE = re.compile(r"/dev/nvidia(\d+)(?!\w)")
+_AT_BOOT = ("onboot", "lxc.start.auto")  # Proxmox's key and LXC's
 _NOISE = 0.02  # of a card's memory that is used though nobody runs on it
 _EPSILON = 1e-9
 
@@ -58,7 +58,7 @@ def choose(
         hint = "name more in Gpus, or take a profile for fewer"
         raise UsageError(f"wants {profile.gpus} of the host's cards and {given}", where=where, hint=hint)
     if absent := [index for index in wanted if index not in cards]:
-        has = f"it has {_cards(tuple(cards))}" if cards else "it has none that its driver knows"
+        has = f"it has {_cards(tuple(cards))}" if cards else "its driver shows none: is the module loaded?"
         raise BuilderError(f"the host has no {_cards(absent)}", where=where, hint=has)
     if len(wanted) < profile.gpus:
         raise BuilderError(f"wants {profile.gpus} cards, and the host has {len(wanted)}", where=where)
@@ -168,7 +168,7 @@ def _check_weights(where: str, profile: Profile, card: Card, weights_mib: int) -
 def _counts(guest: Guest) -> bool:
     if guest.kind != "lxc" or guest.template:
         return False
-    return guest.running or (guest.config or {}).get("onboot") == "1"
+    return guest.running or any((guest.config or {}).get(key) == "1" for key in _AT_BOOT)
 
 
 def _of(guest: Guest, entry: Mapping[str, Any] | None) -> Iterator[Promise]:

@@ -35,16 +35,6 @@ def devices(indices: Sequence[int], gpus: Gpus | None = None) -> tuple[Device, .
     return tuple(map(Device, nodes(indices)))
 
 
-def node_lines(devices: Sequence[Device], gpus: Gpus) -> tuple[str, ...]:
-    """Raw lines that give the same to a container of a host without `dev[n]` entries.
-
-    The numbers are those of now: nvidia-uvm's may be another after the next boot, so write them before every start.
-    The nodes keep the host's mode. Whatever has a name without a node becomes an empty file.
-    """
-    allow = [f"lxc.cgroup2.devices.allow: c {major}:* rwm" for major in gpus.majors]
-    return (*allow, *(_entry(device.path, device.path, "bind,optional,create=file") for device in devices))
-
-
 def mounts(driver_folder: str | None, folders: Sequence[Folder]) -> tuple[str, ...]:
     """Raw lines for the driver's userspace, if there is a folder of it, and for folders such as the models.
 

@@ -20,7 +20,7 @@ for file in /proc/driver/nvidia/gpus/*/information; do
     [ ! -e "$file" ] || {{ echo == card; cat "$file"; }}
 done
 echo == nodes
-for node in /dev/nvidia*; do [ ! -c "$node" ] || stat -c '%n %t' "$node"; done
+for node in /dev/nvidia*; do [ ! -c "$node" ] || echo "$node"; done
 echo == userspace
 ls "$kept" 2>/dev/null
 echo == memory
@@ -54,7 +54,6 @@ def read(text: str) -> Gpus:
     sections = dict(named)
     memory = dict(_memory(sections.get("memory", "")))
     cards = [_card(body, memory) for title, body in named if title == "card"]
-    nodes = [line.rpartition(" ") for line in sections.get("nodes", "").splitlines()]
     found = _VERSION.search(version)
     driver = None
     if found:
@@ -63,8 +62,7 @@ def read(text: str) -> Gpus:
     return Gpus(
         driver=driver,
         cards=tuple(sorted((card for card in cards if card is not None), key=lambda card: card.index)),
-        nodes=tuple(sorted(path for path, _, _ in nodes)),
-        majors=tuple(sorted({int(major, 16) for _, _, major in nodes if re.fullmatch("[0-9a-f]+", major)})),
+        nodes=tuple(sorted(sections.get("nodes", "").splitlines())),
     )
 
 

@@ -34,7 +34,6 @@ class Gpus:
     driver: Driver | None  # None: no module is loaded
     cards: tuple[Card, ...]
     nodes: tuple[str, ...]  # device nodes that exist: /dev/nvidia0, /dev/nvidiactl, /dev/nvidia-uvm ...
-    majors: tuple[int, ...] = ()  # their major numbers
 
 
 @dataclass(frozen=True)

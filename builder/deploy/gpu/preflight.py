@@ -7,13 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from builder.check.rules import table
 from builder.deploy.gpu.devices import nodes
 from builder.deploy.gpu.model import Card, Gpus
 
-_OLDEST = {"12.6": "560.28.03", "12.8": "570.26", "12.9": "575.51.03", "13.0": "580.65.06"}
-"""The driver that came with a CUDA release, the first that compiles its PTX: CUDA's release notes, table "CUDA Toolkit
-and Minimum Required Driver Version". CUDA's minor-version compatibility with older drivers holds for machine code only.
-"""
 _RUNTIME = re.compile(r"nvidia_cuda_runtime(?:_cu\d+)?-(\d+\.\d+)\.[0-9.]+\.dist-info/METADATA$")
 _OWN = re.compile(r"^usr/lib/x86_64-linux-gnu/libcuda\.so\.(\d+(?:\.\d+)+)$")
 _MEND = "run `builder-nvidia` on the host, which `builder deploy` installs"
@@ -35,17 +32,20 @@ class Need:
 
 def need(manifest: Mapping[str, Any]) -> Need:
     """What the template with this manifest needs, from the paths of its files: CUDA's runtime wheels, and a driver's
-    userspace of its own."""
+    userspace of its own.
+
+    The driver that came with a CUDA release is the first that compiles its PTX; CUDA's minor-version compatibility with
+    older ones holds for machine code only.
+    """
     cuda, exact = set[str](), None
     for entry in manifest["files"]:
         if found := _RUNTIME.search(entry["path"]):
             cuda.add(found[1])
         elif found := _OWN.match(entry["path"]):
             exact = found[1]
-    known = sorted((release for release in cuda if release in _OLDEST), key=_number)
-    if not known:
-        return Need(exact=exact)
-    return Need(_OLDEST[known[-1]], f"CUDA {known[-1]}", exact)
+    drivers = {row["Version"]: row["Driver"] for row in table("cuda-drivers.toml")["Cuda"]}
+    newest = max((release for release in cuda if release in drivers), key=_number, default=None)
+    return Need(exact=exact) if newest is None else Need(drivers[newest], f"CUDA {newest}", exact)
 
 
 def preflight(
@@ -76,9 +76,9 @@ def preflight(
     return tuple(problems)
 
 
-def complete(gpus: Gpus, cards: Sequence[int]) -> bool:
-    """Whether the host has the nodes for `cards` and keeps the running driver's userspace."""
-    return gpus.driver is not None and not list(_unit_problems(gpus, Need(), cards))
+def complete(gpus: Gpus) -> bool:
+    """Whether the host has the nodes for its cards and keeps the running driver's userspace."""
+    return gpus.driver is not None and not list(_unit_problems(gpus, Need(), [card.index for card in gpus.cards]))
 
 
 def _driver_problems(gpus: Gpus, wants: Need) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.deploy.gpu import Gpus, devices, mounts, node_lines
+from builder.deploy.gpu import devices, mounts
 from builder.deploy.model import Device, Folder
 from builder.errors import BuilderError
 
@@ -34,15 +34,6 @@ def test_a_container_without_a_card_gets_nothing() -> None:
 def test_a_card_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
     with pytest.raises(BuilderError, match="the host has no card 2; it has 0, 1"):
         devices((2,), host())
-
-
-def test_a_host_without_device_entries_gets_raw_lines() -> None:
-    gpus = Gpus(None, (), (), majors=(195, 511))
-    assert node_lines(devices((0,)), gpus)[:3] == (
-        "lxc.cgroup2.devices.allow: c 195:* rwm",
-        "lxc.cgroup2.devices.allow: c 511:* rwm",
-        "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file",
-    )
 
 
 def test_the_drivers_folder_and_the_models_are_mounted_read_only() -> None:

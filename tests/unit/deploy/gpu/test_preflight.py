@@ -63,8 +63,8 @@ def test_missing_nodes_and_userspace_are_problems_unless_the_unit_mends_them() -
     assert nodes.startswith("the host has no /dev/nvidia-uvm, /dev/nvidia-uvm-tools: run `builder-nvidia`")
     assert userspace.startswith("the host keeps no userspace of its running driver 580.76.05")
     assert preflight(bare, None, "", unit_follows=True) == ()
-    assert not complete(bare, (0,))
-    assert complete(host(), (0, 1))
+    assert not complete(bare)
+    assert complete(host())
 
 
 def test_a_template_with_a_driver_of_its_own_needs_the_very_version_and_no_userspace_of_the_host() -> None:
