@@ -23,6 +23,7 @@ COMMANDS = {
     "history": "build",
     "diff": "compare",
     "verify": "compare",
+    "check": "check",
     "recipe": "recipe",
     "schema": "recipe",
     "export": "recipe",
@@ -31,6 +32,8 @@ COMMANDS = {
     "rollback": "deploy",
     "destroy": "deploy",
     "templates": "deploy",
+    "status": "status",
+    "logs": "logs",
     "containers": "containers",
     "store": "store",
     "doctor": "doctor",
@@ -39,8 +42,8 @@ COMMANDS = {
 
 GROUPS = {
     "Make a template": ("lock", "fetch", "build", "template"),
-    "Look": ("recipe", "key", "history", "diff", "verify", "shell", "schema", "export", "inspect"),
-    "Deploy": ("containers", "deploy", "rollback", "destroy", "templates"),
+    "Look": ("recipe", "key", "history", "diff", "verify", "check", "shell", "schema", "export", "inspect"),
+    "Deploy": ("containers", "deploy", "rollback", "destroy", "templates", "status", "logs"),
     "House": ("store", "doctor"),
 }
 

@@ -1,0 +1,79 @@
+"""Templates and recipes as subjects of a check."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from builder import pack
+from builder.check import tree
+from builder.check.model import Subject
+from builder.command import run
+from builder.progress import Progress, Silent
+from builder.recipe.model import Recipe
+from builder.store import Layer, Store
+
+
+def of_recipe(recipe: Recipe, layers: Sequence[Layer], file: Path | None = None) -> Subject:
+    """A recipe's finished layers, lowest first; `file`: the template that was packed of them, if it was."""
+    there = tree.of_layers([(layer.index(), layer.tree) for layer in layers])
+    return Subject(recipe.full_name, there, recipe.target, _venv(recipe), file)
+
+
+def of_list(template: Path, recipe: Recipe | None) -> Subject:
+    """A packed template by its manifest alone: no byte of it is read. Raises BuilderError when there is none.
+
+    Target and environment are the recipe's, as it is now.
+    """
+    there = tree.of_manifest(pack.read_manifest(template))
+    return Subject(template.name, there, recipe.target if recipe else None, _venv(recipe), template)
+
+
+@contextmanager
+def of_template(
+    template: Path, recipe: Recipe | None, store: Store, progress: Progress | None = None
+) -> Iterator[Subject]:
+    """A packed template with all its files: the store's layers where it has those very ones, else unpacked.
+
+    Raises BuilderError when there is no manifest, or it cannot be unpacked.
+    """
+    manifest = pack.read_manifest(template)
+    listed = tree.of_manifest(manifest)
+    layers = _layers(manifest, store)
+    target, venv = recipe.target if recipe else None, _venv(recipe)
+    if layers is not None:
+        yield Subject(template.name, tree.Tree(listed.entries, layers), target, venv, template)
+        return
+    with store.scratch() as scratch, (progress or Silent()).task(f"unpacking {template.name}"):
+        root = scratch / "root"
+        root.mkdir()
+        _unpack(template, root)
+        yield Subject(template.name, tree.Tree(listed.entries, (root,)), target, venv, template)
+
+
+def _layers(manifest: Mapping[str, Any], store: Store) -> tuple[Path, ...] | None:
+    """The layers that the template was packed of, when the store has them all with the same content."""
+    found = []
+    for stage in manifest["stages"]:
+        layer = store.layer(str(stage["key"]))
+        if layer is None or layer.digest != stage["digest"]:
+            return None
+        found.append(layer.tree)
+    return tuple(found)
+
+
+def _unpack(template: Path, root: Path) -> None:
+    """As Proxmox does it (PVE/LXC/Create.pm)."""
+    argv = ["tar", "--zstd", "--sparse", "--numeric-owner", "-xpf", str(template), "-C", str(root), "--anchored"]
+    run([*argv, "--exclude", "./dev/*"], env={"PATH": os.defpath}, hint=f"run `builder verify {template}`")
+
+
+def _venv(recipe: Recipe | None) -> str:
+    """Where the recipe installs vLLM; its usual place when the recipe says nothing."""
+    venvs = recipe.venvs if recipe else ()
+    return next(
+        (venv.path for venv in venvs if any(name.startswith("vllm") for name in venv.requirements)), "/opt/vllm"
+    )
