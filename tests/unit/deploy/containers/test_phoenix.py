@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from builder.deploy.containers import Loaded, load
 from builder.deploy.containers.convert import convert
 from builder.deploy.containers.entry import LEFT, USED
+from builder.deploy.containers.model import model_of
 from builder.deploy.model import Container, Folder, Network
 from builder.errors import BuilderError, UsageError
 
@@ -372,3 +373,20 @@ def told_and_converted(folder: Path, loaded: Loaded) -> None:
     again = load(folder / "c.toml")
     assert all(loaded.containers[ctid] == made for ctid, made in again.containers.items())
     assert bool(again.containers) == bool(loaded.containers)
+
+
+@pytest.mark.parametrize(
+    ("entry", "model"),
+    [
+        ({}, ""),
+        ({"vllm_model": None}, ""),
+        ({"vllm_model": "none"}, ""),
+        ({"vllm_model": "org/a"}, "org/a"),
+        ({"vllm_model": "org/a", "vllm_args": ["--model", "org/b"]}, "org/b"),
+        ({"vllm_args": ["--model"]}, ""),
+        ({"vllm_engine_config": {"ModelConfig": {"model": "org/c"}}}, "org/c"),
+        ({"vllm_engine_config": []}, ""),
+    ],
+)
+def test_the_model_that_an_entry_serves(entry: dict[str, Any], model: str) -> None:
+    assert model_of(entry) == model
