@@ -114,6 +114,12 @@ class Guest:
     raw: tuple[str, ...] = ()  # ``lxc.KEY: VALUE``
 
     @property
+    def onboot(self) -> bool:
+        """Whether it starts with the host, as Proxmox or LXC say it."""
+        config = self.config or {}
+        return "1" in (config.get("onboot"), config.get("lxc.start.auto"))
+
+    @property
     def mark(self) -> Mark | None:
         """Whose it is; see `Mark.find`."""
         try:

@@ -217,7 +217,7 @@ def _replaced(container: Container, guests: Sequence[Guest]) -> Replaced:
         hint = "leave --replace out"
         raise UsageError(f"no deployment {container.name!a} to replace", where=f"container {container.ctid}", hint=hint)
     old = named[-1]
-    return Replaced(old.ctid, old.running, (old.config or {}).get("onboot") == "1")
+    return Replaced(old.ctid, old.running, old.onboot)
 
 
 def _spare(container: Container, loaded: Loaded, guests: Sequence[Guest]) -> int:

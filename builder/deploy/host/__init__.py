@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from pathlib import Path
 
 from builder.deploy.channel import Local, Ssh
 from builder.deploy.host.base import Capabilities, Host
@@ -13,7 +14,7 @@ from builder.deploy.host.schema import MAJORS, checker
 from builder.deploy.shell import Channel, Shell
 from builder.errors import BuilderError, UsageError
 
-_FORMS = "pct, lxc or ssh:[USER@]HOST[:PORT]"
+_FORMS = "pct, lxc[:FOLDER] or ssh:[USER@]HOST[:PORT]"
 _SSH = re.compile(r"ssh:(?:([A-Za-z0-9_][\w.-]*)@)?(\[[0-9A-Fa-f:.%\w]+\]|[A-Za-z0-9_][\w.-]*)(?::(\d{1,5}))?")
 _DEV_ENTRIES = (5, 0, 7)
 """The first pve-container with `dev[n]`."""
@@ -21,16 +22,18 @@ _WHO = "id -u; dpkg-query -W -f '${Version}\\n' pve-container"
 
 
 def open_host(where: str, *, dry: bool = False) -> Host:
-    """The host called `where`: ``pct`` (this machine is a Proxmox node), ``lxc`` (this machine, plain LXC) or
+    """The host called `where`: ``pct`` (this machine is a Proxmox node), ``lxc`` (this machine, plain
+    LXC; ``lxc:FOLDER`` for containers in a folder other than /var/lib/lxc) or
     ``ssh:[USER@]HOST[:PORT]`` (a Proxmox node; the user is root). With `dry` nothing is ever changed.
 
     ``$BUILDER_SSH`` is the `ssh` to use with further options, as one shell command line. Raises UsageError for anything
     else, BuilderError when the host cannot be reached or is no Proxmox node of a known version.
     """
-    if where == "lxc":
-        from builder.deploy.host.lxc import Lxc
+    kind, _, folder = where.partition(":")
+    if kind == "lxc":
+        from builder.deploy.host.lxc import ROOT, Lxc
 
-        return Lxc(Shell(Local(), dry=dry))
+        return Lxc(Shell(Local(), dry=dry), Path(folder).absolute() if folder else ROOT)
     if where == "pct":
         return open_pct("pct", Local(), dry=dry)
     found = _SSH.fullmatch(where)
