@@ -22,7 +22,7 @@ COMMANDS = {
     "key": "key",
     "history": "build",
     "diff": "compare",
-    "verify": "compare",
+    "verify": "verify",
     "check": "check",
     "recipe": "recipe",
     "schema": "recipe",

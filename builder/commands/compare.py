@@ -1,4 +1,4 @@
-"""`builder diff`, `builder verify`: two templates side by side, and one against what is told about it."""
+"""`builder diff`: two templates side by side."""
 
 from __future__ import annotations
 
@@ -43,38 +43,12 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
         return
     files = [row for row in found if row.kind == "file"]
     rows = [row for row in found if row.kind != "file"] + files[:_SHOWN]
-    console.print_table(("", "name", "A", "B"), [(row.kind, _shown(row.name or "/"), *_sides(row)) for row in rows])
+    console.print_table(("", "name", "A", "B"), [(row.kind, shown(row.name or "/"), *_sides(row)) for row in rows])
     if files[_SHOWN:]:
         click.echo(f"and {len(files) - _SHOWN:,} more files; --json tells them all")
 
 
-@click.command()
-@click.argument("template", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@json_option
-def verify(template: Path, as_json: bool) -> int:
-    """Read TEMPLATE and compare every file in it with its manifest, byte by byte; nothing is unpacked.
-
-    TEMPLATE itself is compared with SHA256SUMS, the manifest and the bill of materials. Exit status 1 when something
-    differs.
-
-    \b
-    Example:
-      builder verify artifacts/smoke_1_amd64.tar.zst
-    """
-    checked = pack.verify(template, pack.parts(template), console.progress(as_json))
-    rows = [(name or template.name, what) for name, what in checked.differences]
-    if as_json:
-        told = [{"name": name, "what": what} for name, what in rows]
-        console.print_json({"sha256": checked.sha256, "files": checked.files, "differences": told})
-    else:
-        for name, what in rows:
-            click.echo(f"{_shown(name)} {what}")
-        state = f"{len(rows)} differences" if rows else "as its manifest says"
-        click.echo(f"{template}  {checked.files:,} files: {state}\nsha256:{checked.sha256}")
-    return 1 if rows else 0
-
-
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A name that does no harm to a terminal."""
     return name if name.isprintable() else ascii(name)
 
@@ -116,5 +90,5 @@ def _file_sides(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) ->
 
 
 def _short(value: Any) -> str:
-    text = _shown(str(value))
+    text = shown(str(value))
     return text[:12] if len(text) == 64 else text

@@ -31,6 +31,7 @@ UNIT = "vllm.service"
 SETTINGS = Path("/etc/vllm/serve.yaml")
 ENVIRONMENT = Path("/etc/vllm/env")
 RECORD = Path("/etc/vllm/builder.json")
+MODEL_RECORD = "builder-model.json"
 PROPERTIES = (
     "ActiveState,SubState,Result,NRestarts,ExecMainStatus,MainPID,InvocationID,Job,ConditionResult,User,"
     "ActiveEnterTimestamp"
@@ -310,21 +311,26 @@ def gpu() -> dict[str, Any]:
     return {"cards": cards, "why": ""}
 
 
-def models(folder: str, record: str) -> dict[str, Any]:
-    """Files in `folder` that are not as `record`, a JSON object of name to size and sha256, says."""
-    wrong, files = {}, json.loads(record)
+def models() -> dict[str, Any]:
+    """The model's files against the record that `builder models fetch` left beside them, each by size and content."""
+    folder = Path(str(settings().get("model") or ""))
+    try:
+        files = json.loads((folder / MODEL_RECORD).read_bytes())["files"]
+    except (OSError, ValueError, LookupError):
+        return {"folder": str(folder), "files": 0, "wrong": {}}
+    wrong: dict[str, str] = {}
     for name, told in files.items():
-        path = Path(folder) / name
+        path = folder / name
         try:
-            if told.get("size") is not None and path.stat().st_size != told["size"]:
+            if path.stat().st_size != told["size"]:
                 wrong[name] = f"{path.stat().st_size} bytes, not {told['size']}"
-            elif told.get("sha256"):
-                with open(path, "rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != told["sha256"]:
-                        wrong[name] = "other content"
+                continue
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != told["sha256"]:
+                    wrong[name] = "other content"
         except OSError as error:
             wrong[name] = error.strerror or str(error)
-    return {"files": len(files), "wrong": wrong}
+    return {"folder": str(folder), "files": len(files), "wrong": wrong}
 
 
 def bench(*options: str) -> dict[str, Any]:
