@@ -161,14 +161,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _recipe_of(profile: str | None) -> Path:
-    """The one recipe here that has the profile; without a profile the one that has any."""
-    folders = [folder.parent for folder in sorted(Path("recipes").glob("*/profiles"))]
-    having = [folder for folder in folders if profile is None or profile in profiles.names(folder)]
-    if len(having) == 1:
-        return having[0]
-    listed = ", ".join(str(folder) for folder in having or folders) or "there is no recipes folder with profiles here"
-    what = f"{'several recipes have' if having else 'no recipe has'} a profile {profile or ''}".rstrip()
-    raise UsageError(what, hint=f"give --recipe: {listed}")
+    if profile is None:
+        raise UsageError("neither a profile nor a recipe is named", hint="give --profile, or --recipe")
+    return profiles.find(profile)
 
 
 def _newest(recipe: Recipe) -> Path:
@@ -262,7 +257,7 @@ def templates_ls(where: str, as_json: bool) -> None:
     """
     guests = look(open_host(where))
     servers = deployments(guests)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "ctid": found.guest.ctid,
             "recipe": found.mark.recipe,

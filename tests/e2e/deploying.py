@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import HOUSE, User
-from container import Bridge, new_bridge, open_folder
+from container import Bridge, new_bridge, open_folder, with_subids
 from project import STORE
 
 SIMULATED = Path(__file__).parent / "simulated"
@@ -40,7 +40,8 @@ class Site:
         return {**self.user.env, "BUILDER_STATE": str(self.state), "BUILDER_STORE": str(STORE)}
 
     def popen(self, *arguments: str) -> subprocess.Popen[str]:
-        argv = [self.user.python, "-c", "from builder.cli import main; main()", *arguments]
+        program = [self.user.python, "-c", "from builder.cli import main; main()", *arguments]
+        argv = [*with_subids(self.folder.parent / "subids"), *program]
         pipe = subprocess.PIPE
         return subprocess.Popen(
             argv, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
