@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from builder import console
 from builder.commands.common import json_option
+from builder.deploy import profile as profiles
 from builder.deploy.addresses import mac_for
 from builder.deploy.containers import FILES, Finding, Loaded, load, settings
 from builder.deploy.containers.convert import convert as converted
 from builder.deploy.containers.model import CONTRADICTION, REFUSED, model_of, shown
 from builder.deploy.model import Container, jsonable
+from builder.deploy.profile import Profile
+from builder.deploy.served import served
 from builder.errors import BuilderError, UsageError
 
 _file = click.option(
@@ -23,6 +27,12 @@ _file = click.option(
     metavar="FILE",
     type=click.Path(path_type=Path),
     help=f"Where containers are written down; {' or '.join(FILES)} here when left out.",
+)
+_recipe = click.option(
+    "--recipe",
+    metavar="RECIPE",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where profiles are; the recipe below recipes/ that has one when left out.",
 )
 
 
@@ -34,8 +44,9 @@ def containers() -> None:
 @containers.command()
 @click.argument("ctid", type=int, required=False)
 @_file
+@_recipe
 @json_option
-def show(ctid: int | None, file: Path | None, as_json: bool) -> None:
+def show(ctid: int | None, file: Path | None, recipe: Path | None, as_json: bool) -> None:
     """Show the containers of the file, or all that is known of container CTID.
 
     \b
@@ -43,7 +54,7 @@ def show(ctid: int | None, file: Path | None, as_json: bool) -> None:
       builder containers show
       builder containers show 950 --file phoenix_lxc_configs.json
     """
-    loaded = _load(file)
+    loaded = _with_profiles(_load(file), recipe)
     findings = loaded.findings if ctid is None else loaded.of(ctid)
     if ctid is not None and ctid not in loaded.containers and not findings:
         listed = ", ".join(str(known) for known in loaded.containers) or "none"
@@ -71,17 +82,19 @@ def show(ctid: int | None, file: Path | None, as_json: bool) -> None:
 
 @containers.command()
 @_file
+@_recipe
 @json_option
-def check(file: Path | None, as_json: bool) -> None:
-    """Say all that is wrong with the file, or not used of it.
+def check(file: Path | None, recipe: Path | None, as_json: bool) -> None:
+    """Say all that is wrong with the file and the profiles that it names or makes, and what is not used of it.
 
-    Exits 1 when an entry was refused or contradicts itself, 2 when the file cannot be read.
+    Also told are cards that are promised beyond what they have. Exits 1 when something was refused or contradicts
+    itself, 2 when the file cannot be read.
 
     \b
     Example:
       builder containers check --file phoenix_lxc_configs.json
     """
-    loaded = _load(file)
+    loaded = _with_profiles(_load(file), recipe)
     bad = [found for found in loaded.findings if found.severity in (REFUSED, CONTRADICTION)]
     if as_json:
         console.print_json({"source": str(loaded.source), "findings": jsonable(loaded.findings)})
@@ -141,6 +154,18 @@ def _load(file: Path | None) -> Loaded:
     if loaded.source is None:
         raise UsageError(f"there is neither {' nor '.join(FILES)} here", hint="give --file, or see docs/containers.md")
     return loaded
+
+
+def _with_profiles(loaded: Loaded, recipe: Path | None) -> Loaded:
+    """`loaded` with what is to be said of what its containers serve."""
+
+    def named(name: str) -> Profile:
+        return profiles.load(recipe or profiles.find(name), name)
+
+    known = recipe is not None or Path("recipes").is_dir()
+    found = served(loaded, named if known else None).findings
+    findings = sorted((*loaded.findings, *found), key=lambda finding: finding.ctid or 0)
+    return replace(loaded, findings=tuple(findings))
 
 
 def _count(number: int, what: str) -> str:

@@ -58,7 +58,7 @@ FLAT: dict[str, Any] = {
     "vllm_model": "org/model",
     "vllm_quantization": "fp8",
     "vllm_parameters": {"dtype": "auto", "max_model_len": 4096},
-    "vllm_args": ["--quantization", "fp8", "--api-key", "letmein"],
+    "vllm_args": ["--quantization", "fp8"],
 }
 
 NESTED: dict[str, Any] = {
