@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from builder.check.model import Finding, Profile, Severity
 
@@ -48,15 +49,10 @@ def _place(profiles: Sequence[Profile], taken: list[float]) -> tuple[Share, ...]
 
 
 def _choices(profile: Profile, taken: list[float]) -> Iterator[tuple[int, ...]]:
-    """Sets of cards with room for the profile, the emptiest first; of equally full cards only one is tried."""
-    free = [
-        card
-        for card, used in sorted(enumerate(taken), key=lambda pair: pair[1])
-        if used + profile.share <= LIMIT + _EXACT
-    ]
+    """Sets of cards with room for the profile, the emptiest first; of sets that are equally full only one is tried."""
+    room = [card for card, used in enumerate(taken) if used + profile.share <= LIMIT + _EXACT]
     seen = set()
-    for start in range(len(free) - profile.gpus + 1):
-        cards = tuple(free[start : start + profile.gpus])
+    for cards in combinations(sorted(room, key=lambda card: taken[card]), profile.gpus):
         fullness = tuple(taken[card] for card in cards)
         if fullness not in seen:
             seen.add(fullness)

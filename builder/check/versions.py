@@ -38,8 +38,8 @@ def fit(look: Look) -> Iterator[Finding]:
         wanted = str(required.specifier)
         if there is None or not fits(there.version, wanted or ">=0"):
             is_ = "is missing" if there is None else f"is {there.version}"
-            built = " it was built against" if required.name in _COMPILED else ""
-            what = f"{required.name} {is_}; vLLM {vllm.version} wants{built} {wanted or 'any'}"
+            wants = "was built against" if required.name in _COMPILED else "wants"
+            what = f"{required.name} {is_}; vLLM {vllm.version} {wants} {wanted or 'any'}"
             mend = (
                 f'Requirements = ["vllm=={vllm.version}"] alone, resolved by `builder lock`; nothing installed beside'
             )
