@@ -61,13 +61,14 @@ class Lxc:
         return self._look("*")
 
     def guest(self, ctid: int) -> Guest | None:
-        return next(iter(self._look(str(ctid))), None)
+        return next((guest for guest in self._look(str(ctid)) if guest.ctid == ctid), None)
 
     def storages(self) -> tuple[Storage, ...]:
-        """The one that there is."""
+        """The one that there is, of kind `overlay` where linked clones are possible, else `dir`."""
         done = self.shell.ask("df", "--block-size=1", "--output=avail", str(self.root))
         there = done.status == 0
-        return (Storage("lxc", "dir", there, int(done.text.split()[-1]) if there else 0, True, True),)
+        kind = "overlay" if self._links() else "dir"
+        return (Storage("lxc", kind, there, int(done.text.split()[-1]) if there else 0, True, True),)
 
     def problems(self, container: Container) -> tuple[str, ...]:
         nodes = [f"/dev/nvidia{index}" for index in container.gpus or ()]
@@ -92,8 +93,7 @@ class Lxc:
         Tried here with systemd in unprivileged containers: ext4, kernel 6.18.
         """
         guest = self.guest(template)
-        done = self.shell.ask("sh", "-uc", lxc_scripts.CAN_LINK, "sh", str(self.root))
-        return guest is not None and guest.template and done.status == 0
+        return guest is not None and guest.template and self._links()
 
     # what changes
 
@@ -181,10 +181,8 @@ class Lxc:
     def destroy(self, ctid: int) -> None:
         guest = self._stopped(ctid)
         if guest is not None:
-            if guest.config is None or "builder" not in guest.config:
-                raise BuilderError(
-                    "is not of the builder's making", where=_called(guest), hint="lxc-destroy removes it"
-                )
+            if "builder.json" not in (guest.config or {}):
+                raise BuilderError("is not of the builder's making", where=_called(guest), hint="look at it by hand")
             links = [each for each in self.guests() if _base(each) == f"{self._folder(ctid)}/rootfs"]
             if links:
                 names = ", ".join(f"{each.ctid} ({each.name})" for each in links)
@@ -224,6 +222,9 @@ class Lxc:
     def _look(self, pattern: str) -> tuple[Guest, ...]:
         done = self.shell.ask("sh", "-uc", lxc_scripts.LOOK, "sh", str(self.root), pattern)
         return lxc_scripts.guests(done.check().text)
+
+    def _links(self) -> bool:
+        return self.shell.ask("sh", "-uc", lxc_scripts.CAN_LINK, "sh", str(self.root)).status == 0
 
     def _state(self, ctid: int) -> str:
         """As LXC calls it; empty for what LXC does not know."""
