@@ -15,7 +15,8 @@ from builder.deploy.addresses import mac_for
 from builder.deploy.containers import Loaded
 from builder.errors import BuilderError, UsageError
 
-EXAMPLE = str(Path(__file__).parents[4] / "docs" / "containers.example.toml")
+PROJECT = Path(__file__).parents[4]
+EXAMPLE = str(PROJECT / "docs" / "containers.example.toml")
 
 
 def run(*arguments: object) -> Result:
@@ -104,3 +105,23 @@ def test_without_a_file_the_error_says_what_was_looked_for(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"neither containers\.toml nor phoenix_lxc_configs\.json here"):
         run("show")
+
+
+def test_the_example_s_servers_fit_on_their_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    assert run("check", "--file", EXAMPLE).output.splitlines()[-1].endswith(": 5 containers, nothing wrong")
+
+
+def test_check_knows_the_profiles_of_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "containers.toml"
+    text = '[[Container]]\nCtid = 950\nName = "a"\nProfile = "awk"\nGpus = [0]\n'
+    file.write_text(text, encoding="utf-8")
+    result = run("check", "--file", file, "--recipe", PROJECT / "recipes" / "vllm-blackwell")
+    assert result.exit_code == 1
+    assert result.output.startswith("950: refused: ")
+    assert 'did you mean "awq"?' in result.output
+
+
+def test_away_from_recipes_profiles_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("check", "--file", EXAMPLE).exit_code == 0
