@@ -34,6 +34,7 @@ COMMANDS = {
     "templates": "deploy",
     "status": "status",
     "logs": "logs",
+    "bench": "bench",
     "containers": "containers",
     "store": "store",
     "doctor": "doctor",
@@ -43,7 +44,7 @@ COMMANDS = {
 GROUPS = {
     "Make a template": ("lock", "fetch", "build", "template"),
     "Look": ("recipe", "key", "history", "diff", "verify", "check", "shell", "schema", "export", "inspect"),
-    "Deploy": ("containers", "deploy", "rollback", "destroy", "templates", "status", "logs"),
+    "Deploy": ("containers", "deploy", "rollback", "destroy", "templates", "status", "logs", "bench"),
     "House": ("store", "doctor"),
 }
 
