@@ -36,6 +36,7 @@ COMMANDS = {
     "logs": "logs",
     "bench": "bench",
     "containers": "containers",
+    "models": "models",
     "store": "store",
     "doctor": "doctor",
 }
@@ -44,7 +45,7 @@ COMMANDS = {
 GROUPS = {
     "Make a template": ("lock", "fetch", "build", "template"),
     "Look": ("recipe", "key", "history", "diff", "verify", "check", "shell", "schema", "export", "inspect"),
-    "Deploy": ("containers", "deploy", "rollback", "destroy", "templates", "status", "logs", "bench"),
+    "Deploy": ("containers", "models", "deploy", "rollback", "destroy", "templates", "status", "logs", "bench"),
     "House": ("store", "doctor"),
 }
 

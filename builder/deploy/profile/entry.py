@@ -16,7 +16,6 @@ from builder.deploy.profile.load import shared_environment
 from builder.deploy.profile.model import Model, Profile, Value
 from builder.deploy.profile.settings import option_wrong
 
-
 TOLD = "told"
 CONTRADICTION = "contradiction"
 REFUSED = "refused"
@@ -69,7 +68,7 @@ _SHORT = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-q": 
 _TEXTS = ("model", "served-model-name")
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 _FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
-_SECRETS = ("api-key", "hf-token")
+_SECRET = re.compile(r"(key|token|secret|password)$")
 _DEFAULT_SHARE = 0.9
 
 
@@ -151,7 +150,7 @@ def _decided(draft: _Draft, sources: Sequence[_Source]) -> dict[str, Value]:
     origin: dict[str, str] = {}
     for source in sources:
         for option, raw in source.options.items():
-            if option in _SECRETS:
+            if _SECRET.search(option):
                 draft.tell(f"{option} in {source.title} is a secret, and left out: give --api-key-file", REFUSED)
                 continue
             value = _value(option, raw)
