@@ -321,13 +321,13 @@ def test_links_of_a_container_lead_nowhere_on_the_host(
     (rootfs / "etc/hosts").symlink_to(target)
     shutil.rmtree(rootfs / "etc/network")
     (rootfs / "etc/network").symlink_to(tmp_path)
-    with pytest.raises(BuilderError, match="interfaces"):
+    with pytest.raises(BuilderError, match="network"):
         lxc.configure(Settings(container, (), ""))
     assert target.read_text() == "the host's"
     assert os.listdir(tmp_path) == ["hosts"]
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("wait", [0.0, 0.2])
 def test_a_killed_clone_shows_whose_it_is_and_is_taken_away(
     lxc: Lxc, template: int, bridge: Bridge, wait: float
 ) -> None:
@@ -369,6 +369,7 @@ def test_a_full_disk_is_one_line_and_nothing_stays(folder: Path, smoke: Path, en
             lxc.upload(smoke, sha256(smoke.read_bytes()).hexdigest())
         with pytest.raises(BuilderError, match="No space left on device") as error:
             lxc.create(container, str(smoke), Settings(container, (), ""))
+        assert str(error.value).startswith(f"container {BROKEN}: tar: ")
         assert "\n" not in str(error.value)
         assert lxc.guests() == ()
         assert [path for path in small.rglob("*") if path.is_file()] == []

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builder.command import tail
 from builder.deploy.host import lxc_config, lxc_scripts
 from builder.deploy.host.base import Capabilities, Storage
 from builder.deploy.host.lxc_config import FIRST_ID, IDS, ONLY_CLONED, Node
@@ -99,22 +100,22 @@ class Lxc:
 
     def upload(self, file: Path, sha256: str) -> str:
         path = self._upload(file.name, sha256)
-        self._script(lxc_scripts.UPLOAD, path, sha256, stdin=file)
+        _check(self._sh(lxc_scripts.UPLOAD, path, sha256, stdin=file), path)
         return path
 
     def forget_upload(self, volume: str) -> None:
         if Path(volume).parent != self.root / ".builder" / "templates":
             raise BuilderError("is no file that was uploaded", where=volume)
-        self.shell.do("rm", "-f", "--", volume).check()
+        _check(self.shell.do("rm", "-f", "--", volume), volume)
 
     def create(self, container: Container, volume: str, settings: Settings) -> None:
         folder = self._folder(container.ctid)
         owner = str(FIRST_ID if container.unprivileged else 0)
         rootfs = f"{folder}/rootfs"
         with self._making(container, settings.description, settings.tags):
-            self.shell.do("install", "-d", "-o", owner, "-g", owner, rootfs).check()
+            self._do(container.ctid, "install", "-d", "-o", owner, "-g", owner, rootfs)
             tar = (*_map(container), *_TAR, "-C", rootfs, "--skip-old-files", "--anchored", "--exclude", "./dev/*")
-            self._script('file=$1; shift; exec "$@" < "$file"', volume, "flock", folder, *tar)
+            self._script(container.ctid, 'file=$1; shift; exec "$@" < "$file"', volume, "flock", folder, *tar)
             self._apply(settings, lxc_config.root_lines(folder, None, unprivileged=container.unprivileged), FIRST)
 
     def make_template(self, ctid: int) -> None:
@@ -122,7 +123,7 @@ class Lxc:
         if guest is not None and _base(guest) is not None:
             raise BuilderError("is a linked clone itself", where=_called(guest), hint="clone it with --full first")
         key, value = ONLY_CLONED
-        self._script(lxc_scripts.SET_LINE, self._folder(ctid), key, value)
+        self._script(ctid, lxc_scripts.SET_LINE, self._folder(ctid), key, value)
 
     def clone(self, template: int, container: Container, *, full: bool, description: str) -> None:
         self._check_template(template, container)
@@ -131,11 +132,11 @@ class Lxc:
             if full:
                 locks = ("flock", "--shared", source, "flock", folder)
                 copy = ("cp", "-a", "--preserve=xattr", "--reflink=auto", f"{source}/rootfs", f"{folder}/rootfs")
-                self.shell.do(*locks, *copy).check()
+                self._do(container.ctid, *locks, *copy)
             else:
                 owner = str(FIRST_ID if container.unprivileged else 0)
                 made = (f"{folder}/delta", f"{folder}/delta/upper", f"{folder}/rootfs")
-                self.shell.do("install", "-d", "-o", owner, "-g", owner, *made).check()
+                self._do(container.ctid, "install", "-d", "-o", owner, "-g", owner, *made)
             base = None if full else source
             lines = lxc_config.root_lines(folder, base, unprivileged=container.unprivileged)
             self._apply(Settings(container, container.tags, description), lines, CLONED)
@@ -154,7 +155,7 @@ class Lxc:
         self._write_record(ctid, {**lxc_scripts.record(done.text), "description": description, "tags": list(tags)})
 
     def set_onboot(self, ctid: int, onboot: bool) -> None:
-        self._script(lxc_scripts.SET_LINE, self._folder(ctid), "lxc.start.auto", str(int(onboot)))
+        self._script(ctid, lxc_scripts.SET_LINE, self._folder(ctid), "lxc.start.auto", str(int(onboot)))
 
     def start(self, ctid: int) -> None:
         guest = self.guest(ctid)
@@ -165,11 +166,11 @@ class Lxc:
         if guest is not None and guest.running:
             return
         log = f"{self._folder(ctid)}/start.log"
-        self.shell.do("rm", "-f", log).check()
+        self._do(ctid, "rm", "-f", log)
         done = self.shell.do("lxc-start", *self._which(ctid), "-o", log, "-l", "ERROR", timeout=120)
         if not self.shell.dry and (done.status != 0 or not self._runs(ctid)):
             said = self.shell.ask("cat", log).text
-            self._script(lxc_scripts.LEFT_GROUPS, str(ctid))
+            self._script(ctid, lxc_scripts.LEFT_GROUPS, str(ctid))
             raise BuilderError(f"it did not start: {lxc_scripts.errors(said, done)}", where=f"container {ctid}")
 
     def stop(self, ctid: int, *, timeout: int = 60) -> None:
@@ -190,12 +191,12 @@ class Lxc:
         self._remove(ctid)
 
     def recover(self, ctid: int, template: int | None) -> None:
-        self._script(lxc_scripts.AWAIT, self._folder(ctid), str(_WAIT))
+        self._script(ctid, lxc_scripts.AWAIT, self._folder(ctid), str(_WAIT))
         guest = self.guest(ctid)
         if self._state(ctid) in ("STARTING", "STOPPING", "ABORTING", "FREEZING", "THAWED"):
-            self.shell.do("lxc-stop", *self._which(ctid), "--kill", timeout=60).check()
+            self._do(ctid, "lxc-stop", *self._which(ctid), "--kill")
         if guest is None or guest.lock:
-            self._script(lxc_scripts.UNMOUNT, self._folder(ctid))
+            self._script(ctid, lxc_scripts.UNMOUNT, self._folder(ctid))
             self._remove(ctid)
 
     # inside a container
@@ -216,8 +217,14 @@ class Lxc:
         """By content, so that no other file is ever in the way."""
         return str(self.root / ".builder" / "templates" / f"{sha256}-{Path(name).name}")
 
-    def _script(self, script: str, *arguments: str, stdin: bytes | Path | None = None, note: str = "") -> Done:
-        return self.shell.do("sh", "-euc", script, "sh", *arguments, stdin=stdin, note=note).check()
+    def _sh(self, script: str, *arguments: str, stdin: bytes | Path | None = None, note: str = "") -> Done:
+        return self.shell.do("sh", "-euc", script, "sh", *arguments, stdin=stdin, note=note)
+
+    def _script(self, ctid: int, script: str, *arguments: str, stdin: bytes | None = None, note: str = "") -> None:
+        _check(self._sh(script, *arguments, stdin=stdin, note=note), f"container {ctid}")
+
+    def _do(self, ctid: int, *argv: str) -> None:
+        _check(self.shell.do(*argv), f"container {ctid}")
 
     def _look(self, pattern: str) -> tuple[Guest, ...]:
         done = self.shell.ask("sh", "-uc", lxc_scripts.LOOK, "sh", str(self.root), pattern)
@@ -262,7 +269,8 @@ class Lxc:
         """A new folder with a record; it is gone again when what follows fails."""
         group = str(FIRST_ID if container.unprivileged else 0)
         record = _dumped({"name": container.name, "tags": list(tags), "description": description})
-        self._script(lxc_scripts.RESERVE, str(self.root), str(container.ctid), group, stdin=record, note="builder.json")
+        arguments = (str(self.root), str(container.ctid), group)
+        self._script(container.ctid, lxc_scripts.RESERVE, *arguments, stdin=record, note="builder.json")
         try:
             yield
         except LostError:
@@ -276,20 +284,20 @@ class Lxc:
         container, host = settings.container, self._machine()
         folder = self._folder(container.ctid)
         text = lxc_config.render(container, host, self._nodes(settings.devices), settings.raw) + root_lines
-        self._script(lxc_scripts.CONFIG, folder, stdin=text.encode(), note="config")
+        self._script(container.ctid, lxc_scripts.CONFIG, folder, stdin=text.encode(), note="config")
         files = lxc_config.identity(container, host)
         words = (word for pair in files.items() for word in pair)
         self._confined(container, script + lxc_scripts.WRITE, *words)
-        self._script(lxc_scripts.FINISH, folder)
+        self._script(container.ctid, lxc_scripts.FINISH, folder)
 
     def _confined(self, container: Container, script: str, *arguments: str) -> None:
         """Run a script in a stopped container's files, as its root: none of their links leads to the host's."""
         folder = self._folder(container.ctid)
         enter = ("unshare", "--mount", "sh", "-euc", lxc_scripts.ENTER, "sh", folder, script, *arguments)
-        self.shell.do("flock", folder, *_map(container), *enter).check()
+        self._do(container.ctid, "flock", folder, *_map(container), *enter)
 
     def _write_record(self, ctid: int, record: Mapping[str, Any]) -> None:
-        self._script(lxc_scripts.RECORD, self._folder(ctid), stdin=_dumped(record), note="builder.json")
+        self._script(ctid, lxc_scripts.RECORD, self._folder(ctid), stdin=_dumped(record), note="builder.json")
 
     def _machine(self) -> lxc_config.Machine:
         return lxc_config.machine(self.shell.ask("sh", "-euc", lxc_config.MACHINE).check().text)
@@ -301,7 +309,13 @@ class Lxc:
         return lxc_config.nodes(devices, self.shell.ask("stat", "-Lc", "%F|%t|%T|%a|%n", "--", *paths).text)
 
     def _remove(self, ctid: int) -> None:
-        self._script(lxc_scripts.REMOVE, str(self.root), str(ctid))
+        self._script(ctid, lxc_scripts.REMOVE, str(self.root), str(ctid))
+
+
+def _check(done: Done, where: str) -> None:
+    """Raises BuilderError with what a command said. Its own text would be a whole script."""
+    if done.status != 0:
+        raise BuilderError(tail(done.err) or f"exit {done.status}", where=where)
 
 
 def _map(container: Container) -> tuple[str, ...]:
