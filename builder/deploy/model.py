@@ -51,7 +51,7 @@ class Container:
     memory_mib: int = 16384
     swap_mib: int = 0
     cores: int = 4
-    storage: str | None = None  # None: the host's first that holds containers
+    storage: str | None = None  # None: the one with most room of those that hold containers
     root_gib: int = 32
     gpus: tuple[int, ...] | None = None  # indices; None: as many as the profile wants, the emptiest; (): none
     models: tuple[Folder, ...] = ()

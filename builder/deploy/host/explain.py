@@ -9,7 +9,8 @@ from builder.deploy.shell import Done
 from builder.errors import BuilderError
 
 _NOISE = re.compile(
-    r"^(?:400 Parameter verification failed\.|pct \w+ <vmid>.*\[OPTIONS\]|setlogsock\(\).*)$", re.MULTILINE
+    r"^(?:400 (?:Parameter verification failed\.|unable to parse option)|pct \w+ <vmid>.*|setlogsock\(\).*)$",
+    re.MULTILINE,
 )
 
 _HINTS = (

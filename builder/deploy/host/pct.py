@@ -46,7 +46,7 @@ class Pct:
         return guest if guest.template else replace(guest, running=self._runs(ctid))
 
     def storages(self) -> tuple[Storage, ...]:
-        """All storages of the node, in Proxmox's order."""
+        """All storages of the node, by name."""
         return volumes.storages(self.shell)
 
     def problems(self, container: Container) -> tuple[str, ...]:
@@ -64,8 +64,7 @@ class Pct:
             if self.shell.ask("test", "-d", folder.source).status != 0:
                 found.append(f"folder {folder.source} is not on the host: make it, or correct Models")
         found += self._storage_problems(container)
-        if self._config(ctid) is None:
-            found += _told(lambda: self._refuse_leftovers(ctid))
+        found += _told(lambda: self._refuse_leftovers(ctid))
         return tuple(dict.fromkeys(found))
 
     def find_upload(self, name: str, sha256: str) -> str | None:
@@ -238,7 +237,7 @@ class Pct:
 
     def _refuse_leftovers(self, ctid: int) -> None:
         """A half-made container is removed with all volumes of its id: there must be none from before."""
-        found = volumes.leftovers(self.shell, ctid)
+        found = volumes.leftovers(self.shell, ctid) if self._config(ctid) is None else ()
         if found:
             hint = f"if nobody needs them: `pvesm free {found[0]}` on the host"
             what = f"volumes of an earlier container with this id are there: {', '.join(found)}"

@@ -18,7 +18,7 @@ _KEEP = 'mv -n -- "$1" "$2"; [ ! -e "$1" ]'
 
 
 def storages(shell: Shell) -> tuple[Storage, ...]:
-    """All storages of the node, in Proxmox's order."""
+    """All storages of the node, by name: Proxmox lists them in no order."""
     return tuple(
         Storage(
             name=entry["storage"],
@@ -28,7 +28,7 @@ def storages(shell: Shell) -> tuple[Storage, ...]:
             containers="rootdir" in entry["content"].split(","),
             templates="vztmpl" in entry["content"].split(","),
         )
-        for entry in pve.get(shell, f"{pve.NODE}/storage")
+        for entry in sorted(pve.get(shell, f"{pve.NODE}/storage"), key=lambda entry: str(entry["storage"]))
     )
 
 
@@ -39,7 +39,7 @@ def root_storage(shell: Shell, container: Container) -> Storage:
     if container.storage is None:
         if not fit:
             raise BuilderError("no storage of the host takes containers", hint="allow `rootdir` on one: `pvesm set`")
-        return next((storage for storage in fit if storage.free >= container.root_gib * GIB), fit[0])
+        return max(fit, key=lambda storage: storage.free)
     named = next((storage for storage in every if storage.name == container.storage), None)
     if named is None or named not in fit:
         what = "is not there" if named is None else "is not active" if not named.active else "takes no containers"
