@@ -31,7 +31,6 @@ UNIT = "vllm.service"
 SETTINGS = Path("/etc/vllm/serve.yaml")
 ENVIRONMENT = Path("/etc/vllm/env")
 RECORD = Path("/etc/vllm/builder.json")
-MODEL_RECORD = "builder-model.json"
 PROPERTIES = (
     "ActiveState,SubState,Result,NRestarts,ExecMainStatus,MainPID,InvocationID,Job,ConditionResult,User,"
     "ActiveEnterTimestamp"
@@ -312,25 +311,22 @@ def gpu() -> dict[str, Any]:
 
 
 def models() -> dict[str, Any]:
-    """The model's files against the record that `builder models fetch` left beside them, each by size and content."""
+    """The model's files against FOLDER.sha256 beside its folder, which `builder models fetch` writes."""
     folder = Path(str(settings().get("model") or ""))
-    try:
-        files = json.loads((folder / MODEL_RECORD).read_bytes())["files"]
-    except (OSError, ValueError, LookupError):
-        return {"folder": str(folder), "files": 0, "wrong": {}}
     wrong: dict[str, str] = {}
-    for name, told in files.items():
-        path = folder / name
+    try:
+        lines = Path(f"{folder}.sha256").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        told, _, name = line.partition("  ")
         try:
-            if path.stat().st_size != told["size"]:
-                wrong[name] = f"{path.stat().st_size} bytes, not {told['size']}"
-                continue
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != told["sha256"]:
-                    wrong[name] = "other content"
+            with open(folder.parent / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != told:
+                    wrong[name] = "damaged"
         except OSError as error:
             wrong[name] = error.strerror or str(error)
-    return {"folder": str(folder), "files": len(files), "wrong": wrong}
+    return {"folder": str(folder), "files": len(lines), "wrong": wrong}
 
 
 def bench(*options: str) -> dict[str, Any]:

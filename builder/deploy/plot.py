@@ -10,7 +10,7 @@ from html import escape
 from builder.deploy.bench import Point, Result, Series
 
 _COLOURS = ("#0072b2", "#d55e00")  # told apart by the colour-blind too (Okabe and Ito)
-_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 300, 240, 64, 74, 84
+_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 300, 240, 64, 82, 84
 _STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f; }
 .title { font-size: 15px; font-weight: 600; }
