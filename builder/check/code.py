@@ -34,9 +34,11 @@ def libraries(subject: Subject, scratch: Scratch, progress: Progress) -> tuple[L
 
 def judge(look: Look, found: Sequence[Library], isa: tuple[int, int] | None) -> Iterator[Finding]:
     """What of `found` the target card runs. `isa`: the newest PTX of the template's own driver; None: any."""
+    if not found:
+        return
     if look.subject.target is None:
-        what = "which GPU code the card would run"
-        yield Finding("gpu-code", Severity.NOT_CHECKED, "template", what, "no [Target] is known", "give --recipe")
+        what, mend = "which GPU code the card would run", "[Target] in the recipe; --recipe for a template alone"
+        yield Finding("gpu-code", Severity.NOT_CHECKED, "template", what, "no [Target] is known", mend)
         return
     card = Target(capability(look.capability), isa)
     data = table("gpu-code.toml")
@@ -49,7 +51,7 @@ def judge(look: Look, found: Sequence[Library], isa: tuple[int, int] | None) -> 
         taken = units(library.containers, card)
         exact += verdicts(taken)[Verdict.EXACT] + verdicts(taken)[Verdict.MINOR]
         yield from _library(library, taken, look.capability, data["Unseen"], data["Other"])
-    if found:
+    if exact:
         what = f"{exact:,} units of {len(found)} libraries have machine code for {look.capability}"
         yield Finding("gpu-code", Severity.NOTE, "template", what, "", "", _SOURCE)
 

@@ -24,9 +24,9 @@ class Condition:
     """One thing (`thing` and its `name`) and one test of it.
 
     Option, Environment: of the profile. Package: the version that its server imports. File: the text of a file of the
-    template. Shape: a dotted path of the model's config.json. Profile: `task` or `gpus`. Fact: one of `look.FACTS`.
-    Capability: the card's. Tests: In, NotIn (a missing thing is in none), Given (whether it is there), Below (a
-    number), Version (a PEP 440 set), Pattern (found anywhere in it).
+    template. Shape: a dotted path of the model's config.json. Profile: its `task`, `gpus` or `host`. Fact: one of
+    `look.FACTS`. Capability: the card's. Tests: In, NotIn (a missing thing is in none), Given (whether it is there),
+    Below (a number), Version (a PEP 440 set), Pattern (found anywhere in it).
     """
 
     thing: str

@@ -87,7 +87,9 @@ def _gpu(view: View) -> bool:
 
 
 def _nvcc(view: View) -> bool:
-    """Whether the service would find nvcc."""
+    """Whether the service would find nvcc; whether there is one, where the service's PATH cannot be read."""
+    if not view.look.tree.readable:
+        return any(path.endswith("/bin/nvcc") for path in view.look.tree.entries)
     folders = view.environment.get("PATH", "").split(":")
     if home := view.environment.get("CUDA_HOME"):
         folders.append(f"{home}/bin")

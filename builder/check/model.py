@@ -68,6 +68,10 @@ class Profile(Protocol):
         """Of each card's whole memory, 0 to 1."""
 
     @property
+    def host(self) -> str | None:
+        """The address that it listens on; None: the container's own."""
+
+    @property
     def options(self) -> Mapping[str, Any]:
         """vLLM's options by their long names without dashes in front; no share, no model."""
 

@@ -80,7 +80,6 @@ def of_profile(view: View) -> Iterator[Finding]:
                 yield finding
     yield from _unknown_variables(view, subject, told)
     yield from _dollars(view, subject)
-    yield from _false(view, subject)
     yield from _cards(view, subject)
 
 
@@ -119,20 +118,6 @@ def _dollars(view: View, subject: str) -> Iterator[Finding]:
                 f"{name}={value}",
                 "write the value out",
                 "systemd.exec(5), EnvironmentFile",
-            )
-
-
-def _false(view: View, subject: str) -> Iterator[Finding]:
-    for name, value in view.options.items():
-        if value is False:
-            yield Finding(
-                "option-false",
-                Severity.ERROR,
-                subject,
-                f"vLLM leaves {name} as it is: it passes over `false` in a configuration file",
-                f"{name} = false",
-                f'write "no-{name}" = true where there is such an option, or leave it out',
-                "FlexibleArgumentParser.load_config_file in vllm/utils/__init__.py, 0.10.2",
             )
 
 

@@ -122,7 +122,10 @@ def _card(look: Look) -> dict[str, Any]:
 
 
 def _request(view: View, folder: Path, name: str) -> dict[str, Any]:
-    """A profile for the program inside, with its serve.yaml and, where it has one, its model's shape written."""
+    """A profile for the program inside, with its model's shape, where that is needed, and its serve.yaml written.
+
+    A false option is written as its `no-` form, as `deploy` does: vLLM passes over `false` in such a file.
+    """
     profile = view.profile
     model = profile.model.path
     if not view.look.tree.find(f"{model}/config.json"):
@@ -130,7 +133,8 @@ def _request(view: View, folder: Path, name: str) -> dict[str, Any]:
         (folder / f"model-{name}").mkdir()
         (folder / f"model-{name}" / "config.json").write_text(json.dumps(profile.model.shape), encoding="utf-8")
     share = {"gpu-memory-utilization": profile.share} if profile.gpus else {}
-    settings = {"model": model, **view.options, **share}
+    options = {f"no-{key}" if value is False else key: value is False or value for key, value in view.options.items()}
+    settings = {"model": model, **options, **share}
     (folder / f"{name}.yaml").write_text(json.dumps(settings), encoding="utf-8")
     return {
         "name": profile.name,

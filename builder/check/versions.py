@@ -112,6 +112,10 @@ def driver(look: Look, libraries: Sequence[Library] | None) -> Iterator[Finding]
     """The driver that the template needs, with what asks for it."""
     found = needs(look, libraries or ())
     if not found:
+        cuda = torch_cuda(look)
+        if cuda or ("torch" in look.importable and not look.tree.readable):
+            reason = "no [Target] is known" if cuda else "torch/version.py was not read"
+            yield unseen("driver", "template", "which driver it needs", reason)
         return
     need, own = found[0].driver, own_driver(look)
     same = [one.reason for one in found if one.driver == need]

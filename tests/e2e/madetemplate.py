@@ -80,6 +80,7 @@ class MadeProfile:
     task: str = "completion"
     gpus: int = 1
     share: float = 0.9
+    host: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=lambda: SETTINGS)
 

@@ -32,7 +32,7 @@ BREAKING: Mapping[str, tuple[MadeProfile | None, Files]] = {
     "quantization-of-checkpoint": (GOOD.shaped(AWQ).having(quantization="fp8"), {}),
     "nvfp4-with-flashinfer": (NVFP4, FLASHINFER),
     "api-key-in-options": (GOOD.having(api_key="secret"), {}),
-    "listens-everywhere": (GOOD.having(host="0.0.0.0"), {}),
+    "listens-everywhere": (replace(GOOD, host="0.0.0.0"), {}),
     "custom-all-reduce": (PAIR, {}),
     "variable-block-size": (GOOD.within(VLLM_BLOCK_SIZE="16"), {}),
     "variable-num-gpus": (GOOD.within(VLLM_NUM_GPUS="2"), {}),
@@ -126,12 +126,6 @@ def test_variables_are_told_from_a_list_where_vllms_own_cannot_be_read(make: Mak
 def test_nothing_expands_a_dollar(make: Make) -> None:
     (finding,) = judged(make(), GOOD.within(PATH="/opt/bin:$PATH"))
     assert (finding.rule, finding.severity) == ("environment-dollar", Severity.ERROR)
-
-
-def test_vllm_passes_over_false(make: Make) -> None:
-    (finding,) = judged(make(), GOOD.having(enable_prefix_caching=False))
-    assert (finding.rule, finding.severity) == ("option-false", Severity.ERROR)
-    assert '"no-enable-prefix-caching" = true' in finding.mend
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,9 @@ def decide(subject: Subject, tmp_path: Path, run: Callable[[Spec], None], *profi
 
 def test_what_vllm_is_given(make: Make, tmp_path: Path) -> None:
     run = SimulatedSandbox(fine)
-    profile = GOOD.having(kv_cache_dtype="fp8", block_size=32).within(VLLM_ATTENTION_BACKEND="TRITON_ATTN_VLLM_V1")
+    profile = GOOD.having(kv_cache_dtype="fp8", block_size=32, enable_prefix_caching=False).within(
+        VLLM_ATTENTION_BACKEND="TRITON_ATTN_VLLM_V1"
+    )
     decide(make(), tmp_path, run, profile)
     (request,) = run.requests
     assert request["card"] == {"name": "GeForce RTX 5060 Ti", "capability": [12, 0], "memory_mib": 16311}
@@ -79,6 +81,7 @@ def test_what_vllm_is_given(make: Make, tmp_path: Path) -> None:
         "model": "/run/builder/check/model-0",
         "kv-cache-dtype": "fp8",
         "block-size": 32,
+        "no-enable-prefix-caching": True,
         "gpu-memory-utilization": 0.9,
     }
     assert run.files["model-0/config.json"] == LLAMA

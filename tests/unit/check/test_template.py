@@ -97,6 +97,11 @@ def test_the_driver_that_the_card_and_cuda_ask_for(make: Make) -> None:
     assert needed_driver(look(make(target=None))) is None
 
 
+def test_a_driver_that_cannot_be_told_is_not_checked(make: Make) -> None:
+    (finding,) = versions.driver(look(make(target=None)), ())
+    assert (finding.severity, finding.evidence) == (Severity.NOT_CHECKED, "no [Target] is known")
+
+
 def test_a_newer_cuda_asks_for_a_newer_driver(make: Make) -> None:
     subject = make({f"{SITE}/torch/version.py": "cuda: Optional[str] = '13.0'\n"})
     assert needed_driver(look(subject)) == "580.65.06"
