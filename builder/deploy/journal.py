@@ -61,7 +61,12 @@ def state_root() -> Path:
 
 def folder_of(host: str, ctid: int) -> Path:
     """Where lock and journal of a container lie."""
-    return state_root() / "deploy" / re.sub(r"[^A-Za-z0-9@._-]", "_", host) / str(ctid)
+    return state_root() / "deploy" / folder_name(host) / str(ctid)
+
+
+def folder_name(host: str) -> str:
+    """A host's name as a folder's."""
+    return re.sub(r"[^A-Za-z0-9@._-]", "_", host)
 
 
 class Journal:
@@ -161,10 +166,10 @@ def _replay(events: list[dict[str, Any]]) -> Run:
 
 
 @contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock in `folder` for the block. `what` names what is locked.
 
-    Raises BuilderError, with the process that holds it, when another builder works on it.
+    Raises BuilderError, with the process that holds it, when another builder works on it; with `wait` waits for that.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -173,7 +178,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         raise BuilderError(f"cannot be written: {error.strerror}", where=folder) from error
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             holder = os.pread(fd, 20, 0).decode(errors="replace").strip()
             hint = "wait for it, or end it and run `builder rollback`"

@@ -180,7 +180,7 @@ def _profile(wish: Wish, loaded: Loaded, container: Container) -> Profile:
     if name:
         return profiles.load(wish.recipe, name)
     entry = loaded.entries.get(container.ctid)
-    found = profiles.from_entry(entry, container.name) if entry is not None else None
+    found = profiles.from_entry(entry, container.name, wish.recipe) if entry is not None else None
     if found is None:
         known = ", ".join(profiles.names(wish.recipe))
         raise UsageError(f"container {container.ctid} has no profile", hint=f"give --profile: {known}")

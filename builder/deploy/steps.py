@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +14,7 @@ from builder.deploy import profile as profiles
 from builder.deploy.deployments import SERVER, TEMPLATE, look, tags, template_of
 from builder.deploy.host.base import Host
 from builder.deploy.inside import UNIT
-from builder.deploy.journal import Undo, locked, state_root
+from builder.deploy.journal import Undo, folder_name, locked, state_root
 from builder.deploy.model import Container, Device, File, Mark, Settings, jsonable
 from builder.deploy.plan import Plan, Replaced, now
 from builder.deploy.profile.model import Profile
@@ -49,11 +50,9 @@ def steps(deploy: Deploy) -> tuple[Step, ...]:
     made = []
     if plan.unit:
         made.append(Step("host unit", lambda: _unit(deploy), (Undo("uninstall host unit"),)))
-    if plan.volume is None:
-        name = Path(plan.source.path).name
-        made.append(Step("upload", lambda: _upload(deploy), (Undo("forget upload", {"name": name, "digest": digest}),)))
+    template = {"name": Path(plan.source.path).name, "digest": digest, "run": run, "uploaded": plan.volume is None}
     made += [
-        Step("template", lambda: _template(deploy), (Undo("forget template", {"digest": digest, "run": run}),)),
+        Step("template", lambda: _template(deploy), (Undo("forget template", template),)),
         Step("clone", lambda: _clone(deploy), (Undo("destroy", {"ctid": ctid, "run": run}),)),
         Step("configure", lambda: _configure(deploy)),
     ]
@@ -93,17 +92,17 @@ def operations(host: Host) -> Operations:
         if host.guest(ctid) is not None:
             host.set_onboot(ctid, onboot)
 
-    def forget_template(digest: str, run: str) -> None:
-        for guest in look(host):
-            mark = guest.mark
-            if mark is not None and mark.run == run and mark.role == TEMPLATE and mark.digest == digest:
-                host.recover(guest.ctid, None)
-                if host.guest(guest.ctid) is not None:
-                    host.destroy(guest.ctid)
-
-    def forget_upload(name: str, digest: str) -> None:
-        if (volume := host.find_upload(name, digest)) is not None:
-            host.forget_upload(volume)
+    def forget_template(name: str, digest: str, run: str, uploaded: bool) -> None:
+        with _template_lock(host):
+            for guest in look(host):
+                mark = guest.mark
+                if mark is not None and mark.run == run and mark.role == TEMPLATE and mark.digest == digest:
+                    host.recover(guest.ctid, None)
+                    if host.guest(guest.ctid) is not None:
+                        host.destroy(guest.ctid)
+            volume = host.find_upload(name, digest) if uploaded and template_of(look(host), digest) is None else None
+            if volume is not None:
+                host.forget_upload(volume)
 
     return {
         "destroy": destroy,
@@ -111,7 +110,6 @@ def operations(host: Host) -> Operations:
         "start": start,
         "onboot": onboot,
         "forget template": forget_template,
-        "forget upload": forget_upload,
         "uninstall host unit": lambda: gpu.uninstall(host.shell),
     }
 
@@ -161,32 +159,29 @@ def _unit(deploy: Deploy) -> str:
     return "builder-nvidia.service"
 
 
-def _upload(deploy: Deploy) -> str:
-    host, source = deploy.host, deploy.plan.source
-    if template_of(look(host), source.digest) is not None:
-        return "not needed"
-    with deploy.progress.task(f"upload {Path(source.path).name}"):
-        return host.upload(Path(source.path), source.digest)
+def _template_lock(host: Host) -> AbstractContextManager[None]:
+    """Deploys from this machine make one template at a time; in a dry run none does."""
+    if host.shell.dry:
+        return nullcontext()
+    return locked(state_root() / "deploy" / folder_name(host.name) / "template", f"{host.name}", wait=True)
 
 
 def _template(deploy: Deploy) -> str:
-    """Import the file, unless the host has a template of this digest; one deploy at a time does it."""
+    """Upload the file and import it, unless the host has a template of this digest."""
     host, plan = deploy.host, deploy.plan
     source, container = plan.source, plan.template
-    with locked(state_root() / "deploy" / host.name / "template", f"the template on {host.name}"):
+    with _template_lock(host):
         existing = template_of(look(host), source.digest)
         if existing is not None:
             return f"{existing.ctid}, there already"
-        volume = plan.volume or host.find_upload(Path(source.path).name, source.digest)
-        if volume is None:
-            if not host.shell.dry:
-                raise BuilderError("the uploaded file is not on the host any more", where=source.title)
-            volume = Path(source.path).name
+        file = Path(source.path)
+        with deploy.progress.task(f"upload {file.name}"):
+            volume = plan.volume or host.find_upload(file.name, source.digest) or host.upload(file, source.digest)
         mark = _mark(plan, plan.profile, TEMPLATE)
         with deploy.progress.task(f"import as {container.ctid}"):
             host.create(container, volume, Settings(container, tags(mark), mark.line()))
             host.make_template(container.ctid)
-        return str(container.ctid)
+        return f"{container.ctid} from {volume}"
 
 
 def _clone(deploy: Deploy) -> str:

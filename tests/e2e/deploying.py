@@ -55,7 +55,7 @@ class Site:
 
     def on_host(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command with ``--host`` of this site."""
-        return self.builder(command, "--host", self.host, *arguments)
+        return self.builder(command, *arguments, "--host", self.host)
 
     def passes(self, command: str, *arguments: str) -> str:
         """What a command that must pass prints."""
@@ -64,7 +64,7 @@ class Site:
         return done.stdout
 
     def json(self, command: str, *arguments: str) -> Any:
-        return json.loads(self.passes(command, "--json", *arguments))
+        return json.loads(self.passes(command, *arguments, "--json"))
 
     def containers(self) -> list[str]:
         """The ids that have a folder at LXC."""
@@ -84,21 +84,25 @@ class Site:
 
     def killed_in(self, step: str, ctid: int, *arguments: str, number: int = signal.SIGKILL, wait: float = 0.15) -> str:
         """Start a deploy of `ctid` and send it a signal shortly after it began `step`; what it said."""
+        before = self._events(ctid)
         process = self.popen("deploy", "--host", self.host, "--ctid", str(ctid), *arguments)
         deadline = time.monotonic() + 60
         begun = f'"name": "{step}"'
         while time.monotonic() < deadline and process.poll() is None:
-            try:
-                if begun in self.journal(ctid).read_text():
-                    break
-            except (OSError, ValueError):
-                pass
+            if (events := self._events(ctid)) != before and begun in events:
+                break
             time.sleep(0.01)
         time.sleep(wait)
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
-        assert begun in self.journal(ctid).read_text(), err
+        assert begun in self._events(ctid), err
         return out + err
+
+    def _events(self, ctid: int) -> str:
+        try:
+            return self.journal(ctid).read_text()
+        except (OSError, ValueError):
+            return ""
 
     def clear(self) -> None:
         """Take every container and template away, whatever state it is in."""
@@ -118,7 +122,7 @@ def _mounts_below(path: Path) -> list[str]:
 
 def entries(bridge: Bridge, rows: Sequence[tuple[int, str, str, int]]) -> str:
     """A containers.toml: id, name, profile and last number of the address of each."""
-    text = "TemplateIds = [920, 923, 924]\nSpareIds = [931, 932]\n"
+    text = 'TemplateIds = ["920", "923-924"]\nSpareIds = ["931-932"]\n'
     for ctid, name, profile, last in rows:
         text += f"""
 [[Container]]
