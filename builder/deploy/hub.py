@@ -91,7 +91,7 @@ def download(access: Access, repository: str, revision: str, file: Remote, part:
     url = hf_hub_url(repository, file.path, revision=revision, endpoint=access.endpoint)
     headers = build_hf_headers(token=access.token, library_name="builder")
     part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("ab") as out:
+    with part.open("ab", buffering=0) as out:
         try:
             fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -110,7 +110,6 @@ def download(access: Access, repository: str, revision: str, file: Remote, part:
                 displayed_filename=file.path,
                 tqdm_class=_bar(task),
             )
-        out.flush()
         os.fsync(out.fileno())
     digest, blob = _digests(part, file.size)
     if file.sha256 not in (None, digest) or file.blob not in (None, blob):
