@@ -37,8 +37,8 @@ PROPERTIES = (
 )
 CACHES = ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")
 SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD")
-ANSWER = os.dup(1)
-os.dup2(2, 1)  # what libraries print is no answer
+ANSWER = 9
+"""The descriptor that the answer goes to."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 PROOF = re.compile(r"\bbackend\b|quantization|kernel|Initializing a V|KV cache size|KV cache dtype", re.IGNORECASE)
 
@@ -347,7 +347,7 @@ def bench(*options: str) -> dict[str, Any]:
         argv = ["vllm", "bench", "serve", "--base-url", server.base, *given, *endpoint, *options]
         argv += ["--disable-tqdm", "--save-result", "--save-detailed", "--result-dir", folder, "--result-filename", "r"]
         with open(f"{folder}/said", "w+b") as said:
-            status = end_with_reader(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said))
+            status = end_with_reader(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said), ANSWER)
             said.seek(0)
             lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
         if status != 0:
@@ -362,10 +362,10 @@ def bench(*options: str) -> dict[str, Any]:
     return {"kind": server.kind, "result": result, "errors": errors}
 
 
-def end_with_reader(child: subprocess.Popen[bytes]) -> int:
-    """The status of `child`, which is ended when nobody reads our answer any more."""
+def end_with_reader(child: subprocess.Popen[bytes], answer: int) -> int:
+    """The status of `child`, which is ended when nobody reads at the other end of the pipe `answer` any more."""
     watched = select.poll()
-    watched.register(ANSWER, 0)  # only hang-ups and errors
+    watched.register(answer, 0)  # only hang-ups and errors
     while child.poll() is None:
         if watched.poll(500):
             child.terminate()
@@ -389,9 +389,11 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 if __name__ == "__main__":
+    os.dup2(1, ANSWER)
+    os.dup2(2, 1)  # what libraries print is no answer
     try:
         told = COMMANDS[sys.argv[1]](*sys.argv[2:])
     except (OSError, ValueError, LookupError, ImportError, RuntimeError) as failure:
         sys.exit(why(failure))
-    with os.fdopen(ANSWER, "w") as answer:
-        json.dump(told, answer)
+    with os.fdopen(ANSWER, "w") as pipe:
+        json.dump(told, pipe)

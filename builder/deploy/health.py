@@ -163,7 +163,7 @@ def _error(host: Host, ctid: int, what: str, has_begun: bool) -> BuilderError:
     """
     log = texts(call(host, ctid, "state", str(_ALL)), "log") if has_begun else ()
     own = [_PREFIX.sub("", line) for line in log]
-    own = [line for line in own if not line.startswith((" ", "Traceback (")) and not _SYSTEMD.match(line)]
+    own = [line for line in own if line and not line.startswith((" ", "Traceback (")) and not _SYSTEMD.match(line)]
     last = own[-_SHOWN:]
     first = [line for line in own if _EXCEPTION.match(line) and not _GENERIC.search(line)][:1]
     said = " | ".join(plain(line) for line in (*(line for line in first if line not in last), *last))
