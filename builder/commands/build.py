@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from builder import build as building
 from builder import console
 from builder.build import Built, Node, Template
-from builder.commands.common import beside, json_option, locked, recipe_argument, variant_option
+from builder.commands.common import beside, json_option, locked, project_folder, recipe_argument, variant_option
 from builder.errors import UsageError
 from builder.lock.model import Lock
 from builder.pack import read_manifest
@@ -26,23 +27,45 @@ from builder.store.tools import tool_blobs
 output_option = click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for the template; artifacts/ otherwise."
 )
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(("host", "docker")),
+    default="host",
+    show_default=True,
+    envvar="BUILDER_ENGINE",
+    show_envvar=True,
+    help="docker: run the builder in one container, for machines where only Docker is allowed.",
+)
 
 
 @click.command()
 @recipe_argument
 @variant_option
 @output_option
+@engine_option
 @click.option("--explain", is_flag=True, help="Say for each stage why it is cached or rebuilt.")
 @click.option("--dry-run", is_flag=True, help="Build nothing; with what --explain says.")
 @json_option
-def build(recipe: Path, variant: str | None, output: Path | None, explain: bool, dry_run: bool, as_json: bool) -> None:
+def build(
+    recipe: Path,
+    variant: str | None,
+    output: Path | None,
+    engine: str,
+    explain: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
     """Build the template of RECIPE from its lock, offline.
 
     \b
     Examples:
       builder build recipes/smoke
       builder build recipes/vllm-blackwell --variant nvidia --explain
+      builder build recipes/smoke --engine docker
     """
+    if engine == "docker":
+        flags = [word for word, given in (("--explain", explain), ("--dry-run", dry_run), ("--json", as_json)) if given]
+        return _in_docker(locked(recipe, variant)[0], output, flags)
     become_root()
     loaded, lock = locked(recipe, variant)
     nodes = building.plan(loaded, lock, KINDS)
@@ -53,30 +76,58 @@ def build(recipe: Path, variant: str | None, output: Path | None, explain: bool,
             console.print_json([{"stage": name, "reason": reason} for name, reason in rows])
         else:
             console.print_table(("stage", "why"), rows)
-        return
+        return 0
     _build(loaded, lock, nodes, store, output, explain, as_json)
+    return 0
 
 
 @click.command()
 @recipe_argument
 @variant_option
 @output_option
+@engine_option
 @json_option
-def template(recipe: Path, variant: str | None, output: Path | None, as_json: bool) -> None:
+def template(recipe: Path, variant: str | None, output: Path | None, engine: str, as_json: bool) -> int:
     """Fetch what is missing and build the template of RECIPE: what `make template` runs.
 
     \b
     Example:
       builder template recipes/vllm-blackwell
     """
-    become_root()
+    if engine == "host":
+        become_root()
     loaded, lock = locked(recipe, variant)
     nodes = building.plan(loaded, lock, KINDS)
     store = Store(default_root())
     missing = [blob for blob in (*building.blobs(nodes), *tool_blobs()) if not store.has(blob)]
     if missing:
         fetch(store, missing, progress=console.progress(as_json))
+    if engine == "docker":
+        store.close()
+        return _in_docker(loaded, output, ["--json"] if as_json else [])
     _build(loaded, lock, nodes, store, output, False, as_json)
+    return 0
+
+
+def _in_docker(recipe: Recipe, output: Path | None, flags: Sequence[str]) -> int:
+    """Run `builder build` in a container over this machine's store; its exit status."""
+    from builder.sandbox import docker
+
+    store, folder = Store(default_root()).folder(), (output or beside(recipe, "artifacts")).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["build", str(recipe.directory.resolve()), "--output", str(folder), "--engine", "host", *flags]
+    if recipe.variant:
+        words += ["--variant", recipe.variant]
+    job = docker.Job(words, (store, folder), (project_folder(recipe),), {"BUILDER_STORE": str(store)})
+    return docker.run(job, out=_pass_on(sys.stdout), err=_pass_on(sys.stderr))
+
+
+def _pass_on(stream: TextIO) -> Callable[[bytes], None]:
+    def write(piece: bytes) -> None:
+        stream.buffer.write(piece)
+        stream.flush()
+
+    return write
 
 
 def _build(

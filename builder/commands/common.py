@@ -43,6 +43,11 @@ def beside(recipe: Recipe, what: str) -> Path:
     return (parent.parent if parent.name == "recipes" else recipe.directory) / what
 
 
+def project_folder(recipe: Recipe) -> Path:
+    """What the recipe belongs to: PROJECT for PROJECT/recipes/NAME, else its own folder. Without symbolic links."""
+    return beside(recipe, "recipes").resolve().parent
+
+
 def lock_folder(recipe: Recipe) -> Path:
     """Where the recipe's lock lies: locks/NAME, NAME being that of the recipe's folder."""
     return beside(recipe, "locks") / recipe.directory.resolve().name
