@@ -70,11 +70,11 @@ def of_template(look: Look) -> Iterator[Finding]:
 
 
 def of_profile(view: View) -> Iterator[Finding]:
-    """What the rules say about one profile in its template."""
+    """What the rules say about one profile in its template; those about packages too, where it has a PYTHONPATH."""
     subject = f"profile {view.profile.name}"
     told: set[str] = set()
     for rule in rules():
-        if rule.needs_profile:
+        if rule.needs_profile or (len(view.sites) > 1 and not list(_apply(rule, view.look, None, subject))):
             for finding in _apply(rule, view.look, view, subject):
                 told.update(condition.name for condition in rule.when if condition.thing == "Environment")
                 yield finding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from madetemplate import GOOD, SITE, Make, ids
 
 from builder.check import Severity, conditions, holes, rules
 from builder.check.look import look, view
+from builder.check.manual import page
 from builder.errors import BuilderError
 
 MULTIMODAL = GOOD.shaped({"model_type": "idefics3", "vision_config": {}})
@@ -102,3 +104,8 @@ def test_conditions(make: Make, table: Mapping[str, Any], holds: bool) -> None:
     seen = look(make())
     profile = view(seen, GOOD.having(max_num_seqs=1, trust=True, name="text"))
     assert (conditions.evidence(conditions.parse([table], "x"), seen, profile) is not None) is holds
+
+
+def test_the_page_of_rules_and_holes_is_in_step() -> None:
+    written = (Path(__file__).parents[3] / "docs" / "check-rules.md").read_text(encoding="utf-8")
+    assert written == page(), "run: python -m builder.check.manual > docs/check-rules.md"

@@ -142,6 +142,14 @@ def test_flashinfer_counts_only_on_the_profiles_path(make: Make) -> None:
     assert ids(judged(make(files), plain.within(PYTHONPATH="/opt/flashinfer"))) == {"flashinfer-sampler-no-nvcc"}
 
 
+def test_a_version_that_only_the_profile_sees(make: Make) -> None:
+    subject = make({"opt/old/flashinfer_python-0.1.5.dist-info/METADATA": ""})
+    assert not judged(subject)
+    assert not judged(subject, GOOD)
+    (finding,) = judged(subject, GOOD.within(PYTHONPATH="/opt/old"))
+    assert (finding.rule, finding.subject) == ("flashinfer-version", "profile made")
+
+
 def test_what_is_commonly_copied_is_told_item_by_item(make: Make) -> None:
     copied = MadeProfile(
         options={
