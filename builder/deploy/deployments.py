@@ -39,9 +39,9 @@ def look(host: Host) -> tuple[Guest, ...]:
 
 
 def template_of(guests: Sequence[Guest], digest: str) -> Guest | None:
-    """The template made from the file with this sha256, finished; None when there is none."""
+    """The template made from the file with this sha256, finished, if only being cloned; None when there is none."""
     for found in deployments(guests, TEMPLATE):
-        if found.mark.digest == digest and found.guest.template and not found.guest.lock:
+        if found.mark.digest == digest and found.guest.template and found.guest.lock in ("", "disk"):
             return found.guest
     return None
 

@@ -201,8 +201,8 @@ def _template_id(deploy: Deploy) -> int:
 def _can_link(host: Host, template: int, container: Container) -> bool:
     if host.guest(template) is not None:
         return host.can_link(template)
-    kinds = [storage.kind for storage in host.storages() if storage.name == container.storage]
-    return bool(kinds) and kinds[0] in _LINKING
+    kinds = {storage.kind for storage in host.storages() if storage.name == container.storage or not container.storage}
+    return bool(kinds) and kinds <= set(_LINKING)
 
 
 def _configure(deploy: Deploy) -> str:

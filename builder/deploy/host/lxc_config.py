@@ -115,9 +115,10 @@ def render(container: Container, host: Machine, nodes: Sequence[Node] = (), raw:
 
 
 def _kind(container: Container, host: Machine) -> Iterator[tuple[str, str]]:
-    yield "lxc.include", f"{_INCLUDES}/debian.common.conf"
+    yield "lxc.include", f"{_INCLUDES}/common.conf"
+    yield "lxc.tty.dir", ""
     if container.unprivileged:
-        yield "lxc.include", f"{_INCLUDES}/debian.userns.conf"
+        yield "lxc.include", f"{_INCLUDES}/userns.conf"
         yield "lxc.mount.auto", "sys:mixed"
         yield "lxc.idmap", f"u 0 {FIRST_ID} {IDS}"
         yield "lxc.idmap", f"g 0 {FIRST_ID} {IDS}"
