@@ -103,7 +103,7 @@ def _draw(panel: _Panel, series: Sequence[Series], left: float) -> Iterator[str]
 
 def ticks(most: float) -> tuple[float, ...]:
     """Four to eight round numbers from 0 up to at least `most`."""
-    if not most > 0 or math.isinf(most):
+    if not 1e-9 < most < math.inf:
         return (0.0, 1.0)
     power = 10.0 ** math.floor(math.log10(most / 4))
     step = next(step for factor in (1, 2, 5, 10) if math.ceil(most / (step := factor * power)) <= 7)

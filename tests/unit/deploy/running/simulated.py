@@ -16,7 +16,7 @@ from builder.deploy.model import Guest, Mark
 from builder.deploy.shell import Done, Shell
 
 RECORDED = Path(__file__).parent / "recorded"
-Answer = Done | Exception | dict[str, Any] | str
+Answer = Done | BaseException | dict[str, Any] | str
 
 
 def recorded(name: str) -> Any:
@@ -64,7 +64,7 @@ class SimulatedChannel:
         return Done(tuple(argv), 0, b"", b"")
 
     def _give(self, argv: Sequence[str], answer: Answer, output: Callable[[bytes], None] | None) -> Done:
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         if isinstance(answer, Done):
             return answer
