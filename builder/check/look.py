@@ -121,19 +121,8 @@ def view(of: Look, profile: Profile) -> View:
 
 def _site(tree: Tree, venv: str) -> str:
     """The venv's site-packages."""
-    start = f"{venv.strip('/')}/lib/python3."
-    return next(
-        (
-            path
-            for path in tree.entries
-            if path.startswith(start) and path.endswith("/site-packages") and _deep(path, venv)
-        ),
-        "",
-    )
-
-
-def _deep(path: str, venv: str) -> bool:
-    return len(PurePosixPath(path).relative_to(venv.strip("/")).parts) == 3
+    pattern = re.compile(rf"{re.escape(venv.strip('/'))}/lib/python3\.\d+/site-packages")
+    return next(filter(pattern.fullmatch, tree.entries), "")
 
 
 def _environment(tree: Tree) -> dict[str, str]:

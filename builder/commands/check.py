@@ -91,6 +91,8 @@ def _subject(
             raise UsageError("--quick reads the manifest of a template", hint="name the file in artifacts/")
         yield _of_recipe(what, variant, store)
         return
+    if variant is not None:
+        raise UsageError("--variant goes with a recipe", hint="a template is of one variant already")
     of = _recipe_of(what, recipe)
     if store is None:
         yield checking.of_list(what, of), of

@@ -161,6 +161,11 @@ def test_a_recipe_cannot_be_checked_quickly(project: Path) -> None:
         )
 
 
+def test_a_template_is_of_one_variant(project: Path) -> None:
+    with pytest.raises(UsageError, match="--variant goes with a recipe"):
+        quick(project, "--variant", "nvidia")
+
+
 def test_a_packed_template_is_unpacked_where_the_store_lacks_its_layers(project: Path) -> None:
     store = Store(project / "store")
     recipe = load(project / "recipes" / "demo", KINDS, None)
