@@ -79,7 +79,8 @@ def test_every_profile_passes_on_the_real_template(real: Project, template: Path
     Path("/proc/sys/vm/drop_caches").write_text("3")
     started = time.monotonic()
     found = real.json("check", str(template))
-    measure["check_seconds"] = round(time.monotonic() - started, 1)
+    seconds = round(time.monotonic() - started, 1)
+    measure["check of every profile, cold page cache"] = {"seconds": seconds}
     profiles = names(HOUSE / "recipes" / "vllm-blackwell")
     assert found["profiles"] == list(profiles)
     assert found["counts"]["error"] == 0
@@ -89,7 +90,7 @@ def test_every_profile_passes_on_the_real_template(real: Project, template: Path
     assert all("simulated card" in row["source"] for row in engines.values())
     assert "TritonAttentionBackend" in engines["profile fp8 on the simulated card"]["what"]
     assert "awq_marlin" in engines["profile awq on the simulated card"]["evidence"]
-    assert measure["check_seconds"] < 90
+    assert seconds < 90
 
 
 @pytest.mark.full
