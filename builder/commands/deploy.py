@@ -78,6 +78,7 @@ file_option = click.option(
     metavar="SECONDS",
     help="How long the first answer may take.",
 )
+@click.option("--no-check", is_flag=True, help="Go on in spite of what `builder check --quick` calls an error.")
 @click.option("--dry-run", is_flag=True, help="Print the commands in order; change nothing.")
 @json_option
 def deploy(**given: Any) -> None:
@@ -110,7 +111,7 @@ def deploy(**given: Any) -> None:
         done = run.deploy(
             host,
             given["ctid"],
-            lambda: plan.make(_wish(given, loaded), loaded, host),
+            lambda: plan.make(_wish(given, loaded), loaded, host, progress),
             secrets,
             progress,
             deadline=given["deadline"],
@@ -124,15 +125,15 @@ def _wish(given: dict[str, Any], loaded: containers.Loaded) -> plan.Wish:
     recipe = load(given["recipe"] or _recipe_of(name), KINDS, given["variant"])
     return plan.Wish(
         ctid=given["ctid"],
-        recipe=recipe.directory,
+        recipe=recipe,
         profile=given["profile"],
         template=given["template"] or _newest(recipe),
-        capability=recipe.target.compute_capability if recipe.target else "",
         overrides={key: value for key, value in _overrides(given).items() if value is not None},
         fallback=given["fallback"],
         full=given["full"],
         replace=given["replacing"],
         listen=given["listen"],
+        check=not given["no_check"],
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from builder import pack
+from builder import check, pack
 from builder.deploy import containers, gpu
 from builder.deploy import profile as profiles
 from builder.deploy.addresses import mac_for
@@ -20,6 +20,8 @@ from builder.deploy.host.base import Host
 from builder.deploy.model import Container, Guest, Network, from_jsonable, jsonable
 from builder.deploy.profile.model import Profile
 from builder.errors import BuilderError, UsageError
+from builder.progress import Progress
+from builder.recipe.model import Recipe
 
 TEMPLATE_IDS = (920, *range(923, 930))
 """Where templates go when containers.toml does not say."""
@@ -46,15 +48,15 @@ class Wish:
     """What was asked for on the command line."""
 
     ctid: int
-    recipe: Path
+    recipe: Recipe
     profile: str | None
     template: Path
-    capability: str  # compute capability of the recipe's target; empty: any
     overrides: dict[str, Any]
     fallback: str | None = None
     full: bool = False
     replace: bool = False
     listen: str | None = None
+    check: bool = True  # refuse what `builder check` calls an error
 
 
 @dataclass(frozen=True)
@@ -117,16 +119,21 @@ def source(template: Path) -> Source:
     )
 
 
-def make(wish: Wish, loaded: Loaded, host: Host) -> Plan:
+def make(wish: Wish, loaded: Loaded, host: Host, progress: Progress) -> Plan:
     """Decide everything and look at everything that can be known before the first change.
 
-    Raises UsageError or BuilderError; several things that are wrong are told in one.
+    What is to be known and stops nothing is said to `progress`. Raises UsageError or BuilderError; several things that
+    are wrong are told in one.
     """
     made = source(wish.template)
     guests = look(host)
     container = _container(wish, loaded)
-    profile = _profile(wish, loaded, container)
-    fallback = profiles.load(wish.recipe, wish.fallback) if wish.fallback else None
+    profile, told = _profile(wish, loaded, container)
+    for line in told:
+        progress.say(f"container {container.ctid}: {line}")
+    fallback = profiles.load(wish.recipe.directory, wish.fallback) if wish.fallback else None
+    if wish.check:
+        _check(wish, [profile, fallback] if fallback else [profile], progress)
     template = _template(wish, loaded, container, made, guests)
     replaced = _replaced(container, guests) if wish.replace else None
     if replaced is not None:
@@ -141,7 +148,8 @@ def make(wish: Wish, loaded: Loaded, host: Host) -> Plan:
         cards = gpu.look(host.shell)
         unit = not gpu.complete(cards) or not gpu.installed(host.shell)
         chosen = gpu.choose(_hungriest(profile, fallback), container, cards, gpu.promises(rest, loaded.entries))
-        problems += gpu.preflight(cards, made.need, wish.capability, cards=chosen, unit_follows=unit)
+        target = wish.recipe.target.compute_capability if wish.recipe.target else ""
+        problems += gpu.preflight(cards, made.need, target, cards=chosen, unit_follows=unit)
     problems += _missing_folders(profile, container, host)
     if problems:
         raise BuilderError("; ".join(problems), where=f"container {container.ctid} on {host.name}")
@@ -174,17 +182,29 @@ def _container(wish: Wish, loaded: Loaded) -> Container:
     return container
 
 
-def _profile(wish: Wish, loaded: Loaded, container: Container) -> Profile:
-    """The profile asked for, else that of the entry, else one made of the entry's own keys."""
-    name = wish.profile or container.profile
-    if name:
-        return profiles.load(wish.recipe, name)
+def _profile(wish: Wish, loaded: Loaded, container: Container) -> tuple[Profile, tuple[str, ...]]:
+    """The profile asked for, else that of the entry, else one made of the entry's own keys, with what is to be said."""
+    folder = wish.recipe.directory
+    if name := wish.profile or container.profile:
+        return profiles.load(folder, name), ()
     entry = loaded.entries.get(container.ctid)
-    found = profiles.from_entry(entry, container.name, wish.recipe) if entry is not None else None
+    found = profiles.from_entry(entry, container.name, folder) if entry is not None else None
     if found is None:
-        known = ", ".join(profiles.names(wish.recipe))
+        known = ", ".join(profiles.names(folder))
         raise UsageError(f"container {container.ctid} has no profile", hint=f"give --profile: {known}")
-    return found[0]
+    return found[0], tuple(told.text for told in found[1])
+
+
+def _check(wish: Wish, wanted: Sequence[Profile], progress: Progress) -> None:
+    """What is known without a run of vLLM. Raises BuilderError for what would not serve."""
+    found = check.run(check.of_list(wish.template, wish.recipe), wanted)
+    errors = [finding for finding in found if finding.severity is check.Severity.ERROR]
+    for finding in found:
+        if finding.severity is check.Severity.WARNING:
+            progress.say(f"{finding.subject}: {finding.what}; {finding.mend}".rstrip("; "))
+    if errors:
+        said = "; ".join(f"{each.subject}: {each.what} ({each.mend})" if each.mend else each.what for each in errors)
+        raise BuilderError(said, where="check", hint=f"see `builder check {wish.template}`, or give --no-check")
 
 
 def _template(wish: Wish, loaded: Loaded, container: Container, made: Source, guests: Sequence[Guest]) -> Container:
