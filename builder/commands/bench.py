@@ -26,7 +26,9 @@ from builder.errors import UsageError
 @click.option("--concurrency", metavar="N,N...", help="Clients at once; the profile's when left out.")
 @click.option("--input-tokens", type=click.IntRange(1), help="Of each request; the profile's when left out.")
 @click.option("--output-tokens", type=click.IntRange(1), help="Of each answer; the profile's when left out.")
-@click.option("--prompts", type=click.IntRange(1), help="Requests of each measurement; 4 for each client, at least 16.")
+@click.option(
+    "--prompts", type=click.IntRange(1), help="Requests of each measurement; enough for 5 seconds when left out."
+)
 @click.option("--alone", is_flag=True, help="Stop the other's service while one is measured, though both fit.")
 @click.option(
     "--output",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -19,8 +20,10 @@ from builder.progress import Progress
 
 PERCENTILES = (50, 90, 99)
 _TIMEOUT = 7200.0
-_LEAST, _EACH = 16, 4
-"""Requests of one measurement when nobody says: so many for each client, and at least so many."""
+_LEAST, _EACH, _MOST = 16, 4, 8192
+"""Requests of one measurement when nobody says: so many for each client, at least and at most so many."""
+_SHORTEST = 5.0
+"""Seconds; a shorter measurement is made again with more requests, unless their number was given."""
 _PATH = (
     ("attention", re.compile(r"Using (.+? backend)")),
     ("engine", re.compile(r"Initializing a (V\d) LLM engine \((\S+?)\)")),
@@ -42,11 +45,7 @@ class Load:
     concurrency: tuple[int, ...]
     input_tokens: int
     output_tokens: int
-    prompts: int | None = None  # requests of each measurement; None: by the number of clients
-
-    def requests(self, clients: int) -> int:
-        """How many are made with this many clients at once."""
-        return self.prompts or max(_LEAST, _EACH * clients)
+    prompts: int | None = None  # requests of each measurement; None: so many that it takes some seconds
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,8 @@ def measure(
     now = datetime.now(timezone.utc)
     seed = int(now.timestamp())
     ran = {each.guest.ctid: _runs(host, each) for each in chosen}
-    series = []
+    counts = {clients: load.prompts or max(_LEAST, _EACH * clients) for clients in load.concurrency}
+    series: list[Series] = []
     try:
         for each in chosen:
             if apart:
@@ -144,7 +144,8 @@ def measure(
                     if other is not each:
                         _switch(host, other, "stop")
                 _start(host, each, progress)
-            series.append(_series(host, each, load, seed, progress))
+            series.append(_series(host, each, load, counts, seed, progress, fixed=bool(series or load.prompts)))
+            counts = {point.concurrency: point.requests for point in series[0].points}
     finally:
         if apart:
             for each in sorted(chosen, key=lambda each: ran[each.guest.ctid]):  # stop first, then start
@@ -207,7 +208,16 @@ def _percentiles(result: dict[str, Any], name: str) -> tuple[float, ...]:
     return tuple(float(result[key]) for key in keys) if all(key in result for key in keys) else ()
 
 
-def _series(host: Host, found: Deployment, load: Load, seed: int, progress: Progress) -> Series:
+def _series(
+    host: Host,
+    found: Deployment,
+    load: Load,
+    counts: Mapping[int, int],
+    seed: int,
+    progress: Progress,
+    *,
+    fixed: bool,
+) -> Series:
     ctid, mark = found.guest.ctid, found.mark
     most = max(load.concurrency)
     answer = health.ask(host, ctid)
@@ -216,10 +226,12 @@ def _series(host: Host, found: Deployment, load: Load, seed: int, progress: Prog
     with progress.task(f"bench {ctid}: warm-up"):
         _bench(host, ctid, load, most, most, seed)
     points = []
-    for clients in load.concurrency:
-        requests = load.requests(clients)
-        with progress.task(f"bench {ctid}: {requests} requests, {clients} at once"):
-            points.append(point_of(_bench(host, ctid, load, clients, requests, seed + clients), clients, requests))
+    for clients, count in counts.items():
+        point = _point(host, ctid, load, clients, count, seed + clients, progress)
+        if point.seconds < _SHORTEST and not fixed:
+            more = min(_MOST, math.ceil(1.2 * count * _SHORTEST / max(point.seconds, 0.01)))
+            point = _point(host, ctid, load, clients, more, seed + _MOST + clients, progress)
+        points.append(point)
     return Series(
         name=plain(mark.name),
         ctid=ctid,
@@ -232,6 +244,11 @@ def _series(host: Host, found: Deployment, load: Load, seed: int, progress: Prog
         path=path,
         points=tuple(points),
     )
+
+
+def _point(host: Host, ctid: int, load: Load, clients: int, count: int, seed: int, progress: Progress) -> Point:
+    with progress.task(f"bench {ctid}: {count} requests, {clients} at once"):
+        return point_of(_bench(host, ctid, load, clients, count, seed), clients, count)
 
 
 def _bench(host: Host, ctid: int, load: Load, clients: int, requests: int, seed: int) -> dict[str, Any]:

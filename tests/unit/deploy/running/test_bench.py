@@ -129,13 +129,28 @@ def test_two_that_fit_both_stay_up_and_the_ratio_is_shown(tmp_path: Path) -> Non
     slow["result"]["output_throughput"] /= 2
     guests = [server(921, "fp8", gpus=(1,), share=0.9), server(950, "awq", gpus=(0,), share=0.8)]
     given = answers(_950_bench=[slow])
-    result, channel = run(guests, given, "921", "--against", "950", "--json", folder=tmp_path)
+    result, channel = run(guests, given, "921", "--against", "950", "--prompts", "16", "--json", folder=tmp_path)
     told = json.loads(result.stdout)
     assert [ratio["tokens"] for ratio in told["ratios"]] == [2.0, 2.0]
     assert told["alone"] is False
     assert services(channel) == ["921 bench", "950 bench"]
     of = {ctid: [line[4:] for line in channel.inside() if line.startswith(f"{ctid} bench")] for ctid in (921, 950)}
     assert of[921] == of[950]
+
+
+def test_a_measurement_that_is_too_short_is_made_again_with_more_requests_for_both(tmp_path: Path) -> None:
+    short, long = recorded("bench"), recorded("bench")
+    short["result"].update(duration=0.5, completed=16)
+    long["result"].update(duration=6.0, completed=192)
+    guests = [server(921, "fp8"), server(950, "awq")]
+    given = answers() | {"921 bench": [short, short, long], "950 bench": [short, long], "bench": [long]}
+    words = ("921", "--against", "950", "--concurrency", "1", "--json")
+    result, channel = run(guests, {**given}, *words, folder=tmp_path)
+    counts = [line.split("--num-prompts ")[1].split()[0] for line in channel.inside() if " bench " in line]
+    assert counts == ["1", "16", "192", "1", "192"]
+    seeds = [line.split("--seed ")[1].split()[0] for line in channel.inside() if " bench " in line]
+    assert len(set(seeds[:3])) == 3
+    assert [series["points"][0]["requests"] for series in json.loads(result.stdout)["series"]] == [192, 192]
 
 
 SHARING = [server(921, "fp8", gpus=(0,), share=0.9), server(950, "awq", gpus=(0,), share=0.8)]
