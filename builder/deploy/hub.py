@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from builder.errors import BuilderError
@@ -28,6 +28,7 @@ PART = ".part"
 """Ends the name of a file that is not complete yet."""
 
 _CHUNK = 1 << 20
+_NAME = re.compile(r"[A-Za-z0-9_.+@=,() -]+(/[A-Za-z0-9_.+@=,() -]+)*")
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,7 @@ def _is_wanted(path: str) -> bool:
 
 
 def _remote(entry: Any, where: str) -> Remote:
-    path = PurePosixPath(entry.rfilename)
-    if path.is_absolute() or ".." in path.parts or not entry.rfilename.isprintable() or str(path) != entry.rfilename:
+    if not _NAME.fullmatch(entry.rfilename) or {".", ".."} & set(entry.rfilename.split("/")):
         raise BuilderError(f"lists a file {entry.rfilename!a}: no such name is written", where=where)
     sha256 = entry.lfs.sha256 if entry.lfs else None
     blob = None if entry.lfs else entry.blob_id
@@ -176,7 +176,7 @@ def _told(where: str) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as error:
         raise BuilderError("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set", where=where, hint="unset it") from error
     except Exception as error:  # its errors have no class in common
-        name = type(error).__name__
+        name = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         raise BuilderError(
             f"the download failed ({name})", where=where, hint="try again: it goes on where it stopped"
         ) from error

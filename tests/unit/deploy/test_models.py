@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -184,7 +185,7 @@ def test_a_gated_model_says_what_to_do(hub: SimulatedHub, place: Place) -> None:
     assert "hf_other" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["../evil.json", "/etc/evil.json", "a/../../evil.json", "evil\n.json"])
+@pytest.mark.parametrize("name", ["../evil.json", "/etc/evil.json", "a/../../evil.json", "evil\n.json", "[/evil].json"])
 def test_a_name_that_leads_elsewhere_is_refused(hub: SimulatedHub, place: Place, name: str) -> None:
     hub.files[name] = b"{}"
     with pytest.raises(BuilderError, match="no such name is written"):
@@ -387,3 +388,12 @@ def test_what_is_fetched_is_a_matter_of_names() -> None:
     wanted = ["model.safetensors", "config.json", "1_Pooling/config.json", "vocab.txt", "tokenizer.model", "LICENSE"]
     unwanted = ["model.bin", "original/params.json", "onnx/config.json", "modeling.py", "model.gguf", "x.pth"]
     assert [name for name in wanted + unwanted if hub_module._is_wanted(name)] == wanted
+
+
+def test_a_full_disk_is_said(hub: SimulatedHub, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    with pytest.raises(BuilderError, match=r"the download failed \(No space left on device\)"):
+        fetched(hub, place)
