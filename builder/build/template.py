@@ -101,6 +101,9 @@ def _identity(recipe: Recipe, lock: Lock, nodes: Sequence[Node], stack: str) -> 
         {
             "stack": stack,
             "pack": [pack.FORMAT, zstandard.__version__],
+            "beside": pack.FORM,
+            "target": asdict(recipe.target) if recipe.target else None,
+            "venvs": [[venv.name, venv.path, venv.python, list(venv.requirements)] for venv in recipe.venvs],
             "recipe": recipe_digest(recipe, nodes),
             "epoch": recipe.source_date_epoch,
             "skipped": [[stage.name, stage.skip] for stage in recipe.stages],
@@ -136,4 +139,6 @@ def _info(recipe: Recipe, lock: Lock, built: Sequence[Built]) -> pack.Info:
         debs=tuple(deb for debs in lock.debs.values() for deb in debs if deb.blob.sha256 in used),
         wheels=tuple(wheel for wheels in lock.venvs.values() for wheel in wheels if wheel.blob.sha256 in used),
         urls=tuple((name, blob) for name, blob in sorted(lock.urls.items()) if blob.sha256 in used),
+        target=recipe.target,
+        venvs=tuple(venv for venv in recipe.venvs if venv.path),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,23 +14,25 @@ from builder.check import tree
 from builder.check.model import Subject
 from builder.command import run
 from builder.progress import Progress, Silent
-from builder.recipe.model import Recipe
+from builder.recipe.model import Recipe, Target
 from builder.store import Layer, Store
+
+_VLLM = re.compile(r"vllm\b", re.IGNORECASE)
 
 
 def of_recipe(recipe: Recipe, layers: Sequence[Layer], file: Path | None = None) -> Subject:
     """A recipe's finished layers, lowest first; `file`: the template that was packed of them, if it was."""
     there = tree.of_layers([(layer.index(), layer.tree) for layer in layers])
-    return Subject(recipe.full_name, there, recipe.target, _venv(recipe), file)
+    return Subject(recipe.full_name, there, recipe.target, _venv(_asked(recipe)), file)
 
 
 def of_list(template: Path, recipe: Recipe | None) -> Subject:
     """A packed template by its manifest alone: no byte of it is read. Raises BuilderError when there is none.
 
-    Target and environment are the recipe's, as it is now.
+    Target and environment are the manifest's; an older one has none, and then they are the recipe's as it is now.
     """
-    there = tree.of_manifest(pack.read_manifest(template))
-    return Subject(template.name, there, recipe.target if recipe else None, _venv(recipe), template)
+    manifest = pack.read_manifest(template)
+    return Subject(template.name, tree.of_manifest(manifest), *_facts(template, manifest, recipe), template)
 
 
 @contextmanager
@@ -38,12 +41,12 @@ def of_template(
 ) -> Iterator[Subject]:
     """A packed template with all its files: the store's layers where it has those very ones, else unpacked.
 
-    Raises BuilderError when there is no manifest, or it cannot be unpacked.
+    Target and environment as in `of_list`. Raises BuilderError when there is no manifest, or it cannot be unpacked.
     """
     manifest = pack.read_manifest(template)
     listed = tree.of_manifest(manifest)
     layers = _layers(manifest, store)
-    target, venv = recipe.target if recipe else None, _venv(recipe)
+    target, venv = _facts(template, manifest, recipe)
     if layers is not None:
         yield Subject(template.name, tree.Tree(listed.entries, layers), target, venv, template)
         return
@@ -71,9 +74,18 @@ def _unpack(template: Path, root: Path) -> None:
     run([*argv, "--exclude", "./dev/*"], env={"PATH": os.defpath}, hint=f"run `builder verify {template}`")
 
 
-def _venv(recipe: Recipe | None) -> str:
-    """Where the recipe installs vLLM; its usual place when the recipe says nothing."""
-    venvs = recipe.venvs if recipe else ()
-    return next(
-        (venv.path for venv in venvs if any(name.startswith("vllm") for name in venv.requirements)), "/opt/vllm"
-    )
+def _facts(template: Path, manifest: Mapping[str, Any], recipe: Recipe | None) -> tuple[Target | None, str]:
+    """The card that a template is for, and where its vLLM lies."""
+    if "target" in manifest:
+        return pack.read_target(template, manifest), _venv(pack.read_venvs(template, manifest))
+    return (recipe.target, _venv(_asked(recipe))) if recipe else (None, _venv(()))
+
+
+def _asked(recipe: Recipe) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((venv.path, venv.requirements) for venv in recipe.venvs)
+
+
+def _venv(venvs: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """The environment that vLLM is asked for in, by path and requirements; its usual place when there is none."""
+    found = (path for path, texts in venvs if any(_VLLM.match(text) for text in texts))
+    return next(found, "/opt/vllm")

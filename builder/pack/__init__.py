@@ -13,13 +13,16 @@ from builder.pack.compare import KINDS as DIFFERENCE_KINDS
 from builder.pack.compare import Difference, compare
 from builder.pack.content import Layer
 from builder.pack.info import Info, StageInfo
+from builder.pack.manifest import FORM
 from builder.pack.segment import FORMAT, cut
 from builder.pack.verify import Checked, verify
 from builder.pack.write import DamagedFrameError, Earlier, write_template
 from builder.progress import Progress, Silent
+from builder.recipe.model import Target
 
 __all__ = [
     "DIFFERENCE_KINDS",
+    "FORM",
     "FORMAT",
     "Checked",
     "Difference",
@@ -34,6 +37,8 @@ __all__ = [
     "pack",
     "parts",
     "read_manifest",
+    "read_target",
+    "read_venvs",
     "verify",
 ]
 
@@ -124,6 +129,19 @@ def listed(template: Path) -> str | None:
 def read_manifest(template: Path) -> Mapping[str, Any]:
     """The manifest beside `template`. Raises BuilderError when it is missing or is none."""
     return manifest.read(_manifest_of(template))
+
+
+def read_target(template: Path, told: Mapping[str, Any]) -> Target | None:
+    """The card that `template`, whose manifest is `told`, is for; None when none is told. Raises BuilderError."""
+    return manifest.target(told, _manifest_of(template))
+
+
+def read_venvs(template: Path, told: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Where each environment of `template` lies, with its requirements; manifests before form 2 tell of none.
+
+    Raises BuilderError when the manifest `told` is damaged.
+    """
+    return manifest.venvs(told, _manifest_of(template))
 
 
 def newest(dest: Path, name: str, architecture: str) -> Path | None:

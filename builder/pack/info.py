@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from builder.lock.model import Blob, Deb, Wheel
+from builder.recipe.model import Target, Venv
 
 
 @dataclass(frozen=True)
@@ -31,4 +32,6 @@ class Info:
     skipped: tuple[tuple[str, str], ...] = ()  # declared stages that are not in it, and why
     debs: tuple[Deb, ...] = ()
     wheels: tuple[Wheel, ...] = ()
-    urls: tuple[tuple[str, Blob], ...] = ()  # name in the recipe, file
+    urls: tuple[tuple[str, Blob], ...] = ()  # name in the lock, file
+    target: Target | None = None  # the card that it is for
+    venvs: tuple[Venv, ...] = ()

@@ -12,7 +12,13 @@ from builder.errors import BuilderError
 from builder.pack.content import Member
 from builder.pack.info import Info
 from builder.pack.write import Written
+from builder.recipe.model import Target
 from builder.tree import Entry
+
+FORM = 2
+"""Raised when manifest or bill of materials would tell more of the same template, which is then told anew."""
+
+_OF_VENV = ("name", "path", "python", "requirements")
 
 
 def render(
@@ -45,6 +51,8 @@ def render(
         "size": written.size,
         "tar_size": written.tar_size,
         "skipped": dict(info.skipped),
+        "target": None if info.target is None else asdict(info.target),
+        "venvs": [{name: getattr(venv, name) for name in _OF_VENV} for venv in info.venvs],
     }
     parts = [
         *(f"{_json(key)}: {_json(value)}" for key, value in head.items()),
@@ -68,6 +76,29 @@ def read(path: Path) -> Mapping[str, Any]:
     if missing := sorted({"name", "version", "variant", "stages", "skipped", "frames", "files"} - told.keys()):
         raise BuilderError(f"tells nothing of {', '.join(missing)}", where=path, hint="build the template again")
     return told
+
+
+def target(told: Mapping[str, Any], path: Path) -> Target | None:
+    """The card that the template of the manifest at `path` is for; None when it is for none or does not tell.
+
+    Manifests before `FORM` 2 tell neither card nor environments. Raises BuilderError when it is damaged.
+    """
+    found = told.get("target")
+    try:
+        return None if found is None else Target(**found)
+    except TypeError as error:
+        raise unsound(path) from error
+
+
+def venvs(told: Mapping[str, Any], path: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Where each environment of the manifest at `path` lies, and what was asked for in it, in the recipe's order.
+
+    Raises BuilderError when it is damaged.
+    """
+    try:
+        return tuple((str(venv["path"]), tuple(map(str, venv["requirements"]))) for venv in told.get("venvs", ()))
+    except (TypeError, KeyError) as error:
+        raise unsound(path) from error
 
 
 def unsound(path: Path) -> BuilderError:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from madetemplate import Make, ids
+from madetemplate import CARD, Make, ids
 
 from builder import check as checking
 from builder.check import Severity
@@ -17,6 +18,7 @@ from builder.cli import cli
 from builder.errors import BuilderError, UsageError
 from builder.pack import Info, Layer, StageInfo, pack
 from builder.recipe import load
+from builder.recipe.model import Venv
 from builder.stage import KINDS
 from builder.store import Store
 from builder.tree import scan
@@ -54,6 +56,8 @@ VLLM_USE_V1 = "1"
 CUDA_CACHE_PATH = "/var/cache/vllm/nv"
 """
 
+VENV = Venv("served", "/opt/vllm", "/usr/bin/python3.11", ("vllm[audio]==0.10.2",), (), (), "", "")
+
 
 @pytest.fixture
 def project(make: Make, tmp_path: Path) -> Path:
@@ -68,7 +72,7 @@ def project(make: Make, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def pack_root(project: Path) -> Path:
+def pack_root(project: Path, venv: Venv = VENV) -> Path:
     root = project / "root"
     info = Info(
         recipe="demo",
@@ -80,6 +84,8 @@ def pack_root(project: Path) -> Path:
         debs=(),
         wheels=(),
         urls=(),
+        target=CARD,
+        venvs=(venv,),
     )
     layers = [Layer("base", scan(root), root)]
     names = {"name": "demo", "version": "1", "architecture": "amd64"}
@@ -141,6 +147,33 @@ def test_a_template_whose_recipe_is_not_there(project: Path) -> None:
     with pytest.raises(UsageError, match="recipe is not known"):
         quick(project, "--profile", "good")
     assert told(project, "--recipe", str(project / "elsewhere" / "demo"))["profiles"] == ["good", "slow"]
+
+
+def test_card_and_environment_are_the_manifests(project: Path) -> None:
+    shutil.rmtree(project / "recipes")
+    pack_root(project, replace(VENV, path="/opt/elsewhere"))
+    subject = checking.of_list(template(project), None)
+    assert (subject.target, subject.venv) == (CARD, "/opt/elsewhere")
+
+
+def test_an_older_manifest_tells_neither_and_the_recipe_does(project: Path) -> None:
+    manifest = project / "artifacts" / "demo_1_amd64.manifest.json"
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(line for line in lines if not line.startswith(('"target"', '"venvs"'))))
+    recipe = load(project / "recipes" / "demo", KINDS, None)
+    assert checking.of_list(template(project), recipe).target == CARD
+    alone = checking.of_list(template(project), None)
+    assert (alone.target, alone.venv) == (None, "/opt/vllm")
+
+
+@pytest.mark.parametrize("line", ['"target": {"name": 1}', '"venvs": [1]', '"venvs": [{"path": "/x"}]'])
+def test_a_damaged_card_or_environment_in_a_manifest(project: Path, line: str) -> None:
+    manifest = project / "artifacts" / "demo_1_amd64.manifest.json"
+    key = line.partition(":")[0]
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(f"{line},\n" if text.startswith(key) else text for text in lines))
+    with pytest.raises(BuilderError, match="is a damaged manifest"):
+        checking.of_list(template(project), None)
 
 
 def test_what_a_template_says_does_no_harm_to_a_terminal(project: Path) -> None:

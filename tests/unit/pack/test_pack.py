@@ -24,6 +24,7 @@ from builder.lock.model import Blob, Deb, Wheel
 from builder.pack import Info, Layer, Packed, StageInfo, newest, pack, parts
 from builder.pack.content import Member
 from builder.pack.segment import MOST, Segment, cut
+from builder.recipe.model import Target, Venv
 from builder.tree import Entry, scan
 
 EPOCH = 1_760_572_800
@@ -39,6 +40,8 @@ INFO = Info(
     debs=(Deb("curl", "7.88.1-10", "amd64", "bookworm", BLOB),),
     wheels=(Wheel("vllm", "0.10.2", WHEEL, "2025-09-13T00:00:00Z"),),
     urls=(("driver", Blob("c" * 64, 30, "driver.run", ("https://us.download.nvidia.com/driver.run",))),),
+    target=Target("Card", "12.0", 2, 16311),
+    venvs=(Venv("vllm", "/opt/vllm", "/usr/bin/python3.11", ("vllm==0.10.2",), (), (), "2025-10-16T00:00:00Z", ""),),
 )
 
 
@@ -336,6 +339,15 @@ def test_the_manifest_tells_where_it_comes_from_and_what_is_in_it(tree: Path, tm
     assert (told["sha256"], told["size"], told["tar_size"]) == (packed.sha256, packed.size, packed.tar_size)
     assert told["stages"] == [
         {"name": "base", "kind": "debian", "key": "k" * 64, "digest": "e" * 64, "size": 5},
+    ]
+    assert told["target"] == {
+        "name": "Card",
+        "compute_capability": "12.0",
+        "devices": 2,
+        "memory_mib": 16311,
+    }
+    assert told["venvs"] == [
+        {"name": "vllm", "path": "/opt/vllm", "python": "/usr/bin/python3.11", "requirements": ["vllm==0.10.2"]}
     ]
     files = {file["path"]: file for file in told["files"]}
     assert len(files) == packed.files
