@@ -97,7 +97,8 @@ def _take_back(undo: Sequence[Undo], operations: Operations) -> None:
 
 def _at_step(name: str, error: BuilderError) -> BuilderError:
     """The same error with the step that it stopped."""
-    return type(error)(f"step {name}: {error.what}", where=error.where, hint=error.hint)
+    hint = error.hint or "all was taken back: mend that and run the same command again"
+    return type(error)(f"step {name}: {error.what}", where=error.where, hint=hint)
 
 
 @contextmanager

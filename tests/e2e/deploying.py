@@ -84,21 +84,22 @@ class Site:
 
     def killed_in(self, step: str, ctid: int, *arguments: str, number: int = signal.SIGKILL, wait: float = 0.15) -> str:
         """Start a deploy of `ctid` and send it a signal shortly after it began `step`; what it said."""
-        before = self._events(ctid)
+        before = self.events(ctid)
         process = self.popen("deploy", "--host", self.host, "--ctid", str(ctid), *arguments)
         deadline = time.monotonic() + 60
         begun = f'"name": "{step}"'
         while time.monotonic() < deadline and process.poll() is None:
-            if (events := self._events(ctid)) != before and begun in events:
+            if (events := self.events(ctid)) != before and begun in events:
                 break
             time.sleep(0.01)
         time.sleep(wait)
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
-        assert begun in self._events(ctid), err
+        assert begun in self.events(ctid), err
         return out + err
 
-    def _events(self, ctid: int) -> str:
+    def events(self, ctid: int) -> str:
+        """The journal of a container as it is now; empty where there is none."""
         try:
             return self.journal(ctid).read_text()
         except (OSError, ValueError):

@@ -4,6 +4,7 @@ works, when it fails, and when somebody pulls the plug."""
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import urllib.error
@@ -128,6 +129,7 @@ def test_a_server_that_does_not_come_up_is_told_with_its_own_log_and_taken_back(
     assert done.returncode == 1
     assert "step serve" in done.stderr
     assert says in done.stderr.splitlines()[-1]
+    assert "run the same command again" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert here.containers() == []
 
@@ -167,6 +169,21 @@ def test_after_a_kill_in_a_step_a_resume_finishes(here: Site, step: str, wait: f
     here.passes("deploy", "--ctid", "921", "--resume")
     assert here.containers() == ["920", "921"]
     assert models(here, 21, api_key(here, "sim-fp8")) == 200
+
+
+@pytest.mark.parametrize("number", [*range(5), *(pytest.param(n, marks=pytest.mark.full) for n in range(5, 30))])
+def test_after_a_kill_at_a_random_moment_everything_can_be_taken_back(here: Site, number: int) -> None:
+    moment = random.Random(f"{number} {os.getpid()}").uniform(0.3, 6)
+    process = here.popen("deploy", "--host", here.host, "--ctid", "921")
+    try:
+        process.wait(moment)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    process.communicate(timeout=60)
+    if process.returncode == 0 or not list((here.state / "deploy").rglob("journal.jsonl")):
+        return
+    here.passes("rollback", "921")
+    assert here.containers() == [], f"killed after {moment:.2f} s"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -236,6 +253,37 @@ def test_two_deploys_of_one_container_do_not_meet(here: Site) -> None:
     assert first.returncode == 0, said
     assert second.returncode == 1
     assert f"process {first.pid}" in second.stderr
+
+
+def test_a_bridge_that_goes_away_stops_the_start_and_everything_is_taken_back(here: Site) -> None:
+    name = f"gone{os.getpid()}"
+    subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
+    try:
+        with here.popen("deploy", "--host", here.host, "--ctid", "921", "--bridge", name) as process:
+            while not here.state.exists() or '"clone"' not in here.events(921):
+                assert process.poll() is None
+            subprocess.run(["ip", "link", "delete", name], check=True)
+            _, said = process.communicate(timeout=60)
+    finally:
+        subprocess.run(["ip", "link", "delete", name], capture_output=True)
+    assert process.returncode == 1
+    assert "step start: " in said
+    assert here.containers() == []
+
+
+def test_a_template_that_is_damaged_on_its_way_is_refused(here: Site) -> None:
+    (path,) = (here.folder / "artifacts").glob("*.tar.zst")
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-1000] + bytes([whole[-1000] ^ 1]) + whole[-999:])
+        done = deploy(here, 921)
+    finally:
+        path.write_bytes(whole)
+    assert done.returncode == 1
+    assert "sha256" in done.stderr
+    assert "step template" in done.stderr
+    assert here.containers() == []
+    assert not list((here.lxc / ".builder").rglob("*.tar.zst*"))
 
 
 @pytest.mark.parametrize(("megabytes", "step"), [(190, "template"), (330, "clone")])

@@ -84,7 +84,8 @@ def test_a_failure_at_any_point_takes_everything_back(journal: Journal, point: s
     assert run is not None
     assert run.end == "rolled back"
     if isinstance(error, BuilderError):
-        assert str(caught.value) == f"host: step {point.split()[1]}: broke"
+        said = f"host: step {point.split()[1]}: broke; all was taken back: mend that and run the same command again"
+        assert str(caught.value) == said
 
 
 @pytest.mark.parametrize("point", POINTS)
