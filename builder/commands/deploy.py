@@ -66,7 +66,13 @@ file_option = click.option(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File with the API key; else $BUILDER_API_KEY, else a new one is made and kept.",
 )
-@click.option("--fallback", metavar="PROFILE", help="Profile to try when the first does not come up.")
+@click.option(
+    "--fallback",
+    is_flag=False,
+    flag_value=plan.OWN_FALLBACK,
+    metavar="[PROFILE]",
+    help="Profile to try when the first does not come up; its own Fallback when none is named.",
+)
 @click.option("--full", is_flag=True, help="Never a linked clone.")
 @click.option("--replace", "replacing", is_flag=True, help="Take the place of the deployment of this name.")
 @click.option("--resume", "resuming", is_flag=True, help="Go on with the run that was cut short.")

@@ -27,6 +27,8 @@ TEMPLATE_IDS = (920, *range(923, 930))
 """Where templates go when containers.toml does not say."""
 SPARE_IDS = tuple(range(930, 940))
 """Where replacements go when containers.toml does not say."""
+OWN_FALLBACK = "*"
+"""In place of a name: the profile's own fallback."""
 _ROOM = 1.25
 """What an ext4 of many files needs beyond their bytes, and what a service writes."""
 _GIB = 1 << 30
@@ -131,7 +133,7 @@ def make(wish: Wish, loaded: Loaded, host: Host, progress: Progress) -> Plan:
     profile, told = _profile(wish, loaded, container)
     for line in told:
         progress.say(f"container {container.ctid}: {line}")
-    fallback = profiles.load(wish.recipe.directory, wish.fallback) if wish.fallback else None
+    fallback = _fallback(wish, profile)
     if wish.check:
         _check(wish, [profile, fallback] if fallback else [profile], progress)
     template = _template(wish, loaded, container, made, guests)
@@ -193,6 +195,13 @@ def _profile(wish: Wish, loaded: Loaded, container: Container) -> tuple[Profile,
         known = ", ".join(profiles.names(folder))
         raise UsageError(f"container {container.ctid} has no profile", hint=f"give --profile: {known}")
     return found[0], tuple(told.text for told in found[1])
+
+
+def _fallback(wish: Wish, profile: Profile) -> Profile | None:
+    name = profile.fallback if wish.fallback == OWN_FALLBACK else wish.fallback
+    if wish.fallback and name is None:
+        raise UsageError(f"profile {profile.name} has no Fallback", hint="name one: --fallback PROFILE")
+    return profiles.load(wish.recipe.directory, name) if name else None
 
 
 def _check(wish: Wish, wanted: Sequence[Profile], progress: Progress) -> None:
@@ -268,7 +277,7 @@ def _missing_folders(profile: Profile, container: Container, host: Host) -> tupl
             path = folder.source.rstrip("/") + profile.model.path[len(folder.target.rstrip("/")) :]
             if host.shell.ask("test", "-f", f"{path}/config.json").status == 0:
                 return ()
-            mend = f"`builder models fetch {profile.name} --to {folder.source}`"
+            mend = f"`builder models fetch {profile.name} --to {folder.source}` there"
             return (f"the model of profile {profile.name} is not in {path} on the host: {mend}",)
     mend = f"Models = ['/srv/models:{Path(profile.model.path).parent}'] in containers.toml, or --models"
     return (f"profile {profile.name} reads {profile.model.path}, and no folder of the host is mounted there: {mend}",)
