@@ -80,7 +80,7 @@ def _lxc(guest: Guest, wanted: Settings) -> Iterator[str]:
 
 def _both(guest: Guest, wanted: Settings) -> Iterator[str]:
     there = {_spaced(line) for line in guest.raw}
-    for line in (*wanted.raw, *wanted.container.raw) if guest.raw or guest.config else ():
+    for line in dict.fromkeys((*wanted.raw, *wanted.container.raw)) if guest.raw or guest.config else ():
         if _spaced(line) not in there:
             yield f"the line {plain(line)} is gone"
     if missing := [tag for tag in wanted.tags if tag not in guest.tags]:
