@@ -23,6 +23,7 @@ COMMANDS = {
     "history": "build",
     "diff": "compare",
     "verify": "verify",
+    "rebuild-check": "rebuild",
     "check": "check",
     "recipe": "recipe",
     "schema": "recipe",
@@ -44,7 +45,19 @@ COMMANDS = {
 
 GROUPS = {
     "Make a template": ("lock", "fetch", "build", "template"),
-    "Look": ("recipe", "key", "history", "diff", "verify", "check", "shell", "schema", "export", "inspect"),
+    "Look": (
+        "recipe",
+        "key",
+        "history",
+        "diff",
+        "verify",
+        "rebuild-check",
+        "check",
+        "shell",
+        "schema",
+        "export",
+        "inspect",
+    ),
     "Deploy": ("containers", "models", "deploy", "rollback", "destroy", "templates", "status", "logs", "bench"),
     "House": ("store", "doctor"),
 }
@@ -60,7 +73,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"builder.commands.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
