@@ -19,11 +19,12 @@ from typing import IO, Any
 
 from builder.command import tail
 from builder.errors import BuilderError
-from builder.sandbox.spec import Spec
+from builder.sandbox.spec import Bind, Spec
 
 _START = "import sys; sys.path.append(sys.argv[1]); from builder.sandbox.child import main; main()"
 _HOUSE = str(Path(__file__).parents[2])
 _KEPT = 16384  # bytes of output that are looked at for a message
+_FAKETIME = "/run/builder/libfaketime.so.1"
 _MACHINE = ("cannot mount", "cannot make", "cannot pivot")
 _NETWORK = re.compile(
     rb"Network is unreachable|[Nn]ame or service not known|[Tt]emporary failure (in name resolution|resolving)"
@@ -38,7 +39,7 @@ def run(spec: Spec, *, log: Path | None = None) -> None:
     Needs uid 0, of the machine or of a user namespace (`userns.become_root`). All output is appended to `log`
     (created 0600). Raises BuilderError naming `spec.name`, the command, how it ended and its last lines.
     """
-    spec = _portable(spec)
+    spec = _with_clock(_portable(spec))
     ours, theirs = socket.socketpair()
     with ours, contextlib.ExitStack() as stack:
         written = stack.enter_context(_append(log)) if log else None
@@ -66,6 +67,16 @@ def _portable(spec: Spec) -> Spec:
         work=spec.work and spec.work.absolute(),
         binds=tuple(dataclasses.replace(bind, source=bind.source.absolute()) for bind in spec.binds),
     )
+
+
+def _with_clock(spec: Spec) -> Spec:
+    """`spec` with the clock of faketime(1) where this very process has it: who tests with it means the stages too."""
+    preloaded = re.split("[: ]", os.environ.get("LD_PRELOAD", ""))
+    library = next((Path(name) for name in preloaded if os.path.basename(name).startswith("libfaketime")), None)
+    if library is None or not library.is_file():
+        return spec
+    env = {"LD_PRELOAD": _FAKETIME, "FAKETIME": os.environ.get("FAKETIME", ""), "NO_FAKE_STAT": "1"}
+    return dataclasses.replace(spec, binds=(*spec.binds, Bind(library, _FAKETIME)), env={**env, **spec.env})
 
 
 def _append(log: Path) -> IO[bytes]:
