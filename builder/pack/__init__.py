@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.pack import content, manifest, publish, sbom
+from builder.pack import bill, content, manifest, publish, rights, sbom
 from builder.pack.compare import KINDS as DIFFERENCE_KINDS
 from builder.pack.compare import Difference, compare
 from builder.pack.content import Layer
 from builder.pack.info import Info, StageInfo
 from builder.pack.manifest import FORM
+from builder.pack.rights import May, Part, read_on, strictest
 from builder.pack.segment import FORMAT, cut
 from builder.pack.verify import Checked, verify
 from builder.pack.write import DamagedFrameError, Earlier, write_template
@@ -28,7 +29,9 @@ __all__ = [
     "Difference",
     "Info",
     "Layer",
+    "May",
     "Packed",
+    "Part",
     "StageInfo",
     "compare",
     "file_name",
@@ -37,8 +40,11 @@ __all__ = [
     "pack",
     "parts",
     "read_manifest",
+    "read_on",
+    "read_rights",
     "read_target",
     "read_venvs",
+    "strictest",
     "verify",
 ]
 
@@ -99,11 +105,11 @@ def pack(
         told = manifest.render(
             info, members, written, name=name, version=version, architecture=architecture, level=level, epoch=epoch
         )
-        bill = sbom.render(info, members, name=name, version=version, sha256=written.sha256, epoch=epoch)
+        listed = sbom.render(info, members, name=name, version=version, sha256=written.sha256, epoch=epoch)
         sums = {
             template: written.sha256,
             told_name: publish.write_text(scratch / told_name, told),
-            bill_name: publish.write_text(scratch / bill_name, bill),
+            bill_name: publish.write_text(scratch / bill_name, listed),
         }
         publish.place(scratch, dest, template, sums)
     return Packed(
@@ -129,6 +135,18 @@ def listed(template: Path) -> str | None:
 def read_manifest(template: Path) -> Mapping[str, Any]:
     """The manifest beside `template`. Raises BuilderError when it is missing or is none."""
     return manifest.read(_manifest_of(template))
+
+
+def read_rights(template: Path) -> tuple[Part, ...]:
+    """The parts of `template` and what may be passed on, from the manifest and the bill of materials beside it.
+
+    Raises BuilderError when one of the two is missing or damaged.
+    """
+    _, told, listed = parts(template)
+    try:
+        return tuple(rights.of_template(manifest.read(told), bill.read(listed)))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise bill.unsound(listed) from error
 
 
 def read_target(template: Path, told: Mapping[str, Any]) -> Target | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.errors import BuilderError
-from builder.pack import manifest
+from builder.pack import bill, manifest
 
 KINDS = ("size", "stage", "deb", "wheel", "url", "file")
 """What two templates are compared by, in this order."""
@@ -60,17 +58,15 @@ def _inputs(path: Path) -> Mapping[str, Mapping[str, list[list[str]]]]:
     """The bill's components by kind and name, each with all its versions and sha256."""
     found: dict[str, dict[str, list[list[str]]]] = {"deb": {}, "wheel": {}, "url": {}}
     try:
-        for kind, name, version, sha256 in _components(json.loads(path.read_bytes())):
+        for kind, name, version, sha256 in _components(bill.read(path)):
             found[kind].setdefault(name, []).append([version, sha256])
-    except OSError as error:
-        raise BuilderError(error.strerror or str(error), where=path, hint="build the template again") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BuilderError("is no bill of materials", where=path, hint="build the template again") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise bill.unsound(path) from error
     return {kind: {name: sorted(rows[name]) for name in sorted(rows)} for kind, rows in found.items()}
 
 
-def _components(bill: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    for row in bill.get("components", []):
+def _components(listed: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    for row in listed.get("components", []):
         reference: str = row["bom-ref"]
         sha256 = row["hashes"][0]["content"]
         if reference.startswith("url:"):

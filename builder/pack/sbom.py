@@ -10,24 +10,34 @@ from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, Property, XsUri
 from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentType
-from cyclonedx.model.license import DisjunctiveLicense, License
+from cyclonedx.model.license import DisjunctiveLicense, License, LicenseAcknowledgement
 from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from cyclonedx.spdx import fixup_id
 from packageurl import PackageURL
 
 from builder.lock.model import Blob
+from builder.pack import rights
 from builder.pack.content import Member
 from builder.pack.info import Info
 from builder.pack.licences import deb_licences, wheel_licences
+from builder.pack.rights import May, Part
+from builder.tree import Entry
+
+_MAY = "builder:may-be-passed-on"
 
 
 def render(info: Info, members: Sequence[Member], *, name: str, version: str, sha256: str, epoch: int) -> str:
     """The CycloneDX JSON of the template `name` `version`, whose file has the digest `sha256`.
 
-    Every locked input is a component with its hash and where it can be had. The serial number is made from the
-    digest and the timestamp is `epoch`, so that nothing in it depends on when it was made.
+    Every locked input is a component with its hash, where it can be had and whether it may be passed on (`rights`).
+    The serial number is made from the digest and the timestamp is `epoch`: nothing in it depends on when it was made.
     """
+    inputs = (*_debs(info, members), *_wheels(info, members), *_urls(info))
+    for component, part in inputs:
+        _tell(component, part)
+    components = [component for component, _ in inputs]
+    programs = list(filter(None, (_program(member.entry) for member in members)))
     root = Component(
         name=name,
         version=version,
@@ -38,9 +48,10 @@ def render(info: Info, members: Sequence[Member], *, name: str, version: str, sh
             Property(name="builder:recipe", value=info.recipe),
             Property(name="builder:recipe-digest", value=info.recipe_digest),
             *([Property(name="builder:variant", value=info.variant)] if info.variant else []),
+            Property(name=_MAY, value=rights.strictest((*(part for _, part in inputs), *programs)).value),
+            *(Property(name="builder:own-use-only", value=f"/{program.name}") for program in programs),
         ],
     )
-    components = [*_debs(info, members), *_wheels(info, members), *_urls(info)]
     bom = Bom(
         components=components,
         serial_number=uuid5(NAMESPACE_URL, f"sha256:{sha256}"),
@@ -50,7 +61,21 @@ def render(info: Info, members: Sequence[Member], *, name: str, version: str, sh
     return make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1) + "\n"
 
 
-def _debs(info: Info, members: Iterable[Member]) -> Iterator[Component]:
+def _program(entry: Entry) -> Part | None:
+    return rights.of_file(entry.path, entry.mode) if entry.type == "file" else None
+
+
+def _tell(component: Component, part: Part) -> None:
+    """Add what may be done with a component, and the licence that was found where a grant decides."""
+    component.properties.add(Property(name=_MAY, value=part.may.value))
+    if part.may is not May.YES:
+        component.properties.add(Property(name="builder:terms", value=part.says))
+    if part.grant:
+        found = DisjunctiveLicense(name=part.licence, acknowledgement=LicenseAcknowledgement.CONCLUDED)
+        component.licenses = [*map(_named, part.stated), found]
+
+
+def _debs(info: Info, members: Iterable[Member]) -> Iterator[tuple[Component, Part]]:
     licences = deb_licences(members)
     for deb in {deb.blob.sha256: deb for deb in info.debs}.values():
         purl = PackageURL(
@@ -60,25 +85,27 @@ def _debs(info: Info, members: Iterable[Member]) -> Iterator[Component]:
             deb.version,
             {"arch": deb.architecture, "distro": info.release},
         )
-        yield Component(
+        said = licences.get(deb.name, ())
+        component = Component(
             name=deb.name,
             version=deb.version,
             purl=purl,
             bom_ref=purl.to_string(),
             hashes=_hashes(deb.blob.sha256),
-            licenses=[_named(short) for short in licences.get(deb.name, ())],
+            licenses=[_named(short) for short in said],
             external_references=_references(deb.blob),
         )
+        yield component, rights.of_deb(deb.name, deb.version, said, deb.blob.urls)
 
 
-def _wheels(info: Info, members: Iterable[Member]) -> Iterator[Component]:
+def _wheels(info: Info, members: Iterable[Member]) -> Iterator[tuple[Component, Part]]:
     licences = wheel_licences(members)
     make = LicenseFactory().make_from_string
     for wheel in {wheel.blob.sha256: wheel for wheel in info.wheels}.values():
         purl = PackageURL("pypi", None, wheel.name, wheel.version)
         said = licences.get((wheel.name, wheel.version), ())
         found: list[License] = [make(said[0])] if len(said) == 1 else [_named(licence) for licence in said]
-        yield Component(
+        component = Component(
             name=wheel.name,
             version=wheel.version,
             purl=purl,
@@ -87,17 +114,19 @@ def _wheels(info: Info, members: Iterable[Member]) -> Iterator[Component]:
             licenses=found,
             external_references=_references(wheel.blob),
         )
+        yield component, rights.of_wheel(wheel.name, wheel.version, said)
 
 
-def _urls(info: Info) -> Iterator[Component]:
+def _urls(info: Info) -> Iterator[tuple[Component, Part]]:
     for name, blob in info.urls:
-        yield Component(
+        component = Component(
             name=blob.filename,
             type=ComponentType.FILE,
             bom_ref=f"url:{name}",
             hashes=_hashes(blob.sha256),
             external_references=_references(blob),
         )
+        yield component, rights.of_url(name, blob.filename)
 
 
 def _named(licence: str) -> DisjunctiveLicense:
