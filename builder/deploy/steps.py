@@ -200,7 +200,7 @@ def _template_id(deploy: Deploy) -> int:
 
 def _can_link(host: Host, template: int, container: Container) -> bool:
     if host.guest(template) is not None:
-        return host.can_link(template)
+        return host.can_link(template, container.storage)
     kinds = {storage.kind for storage in host.storages() if storage.name == container.storage or not container.storage}
     return bool(kinds) and kinds <= set(_LINKING)
 

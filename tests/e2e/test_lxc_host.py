@@ -206,7 +206,7 @@ class TestClone:
     def test_it_lives_and_goes(
         self, lxc: Lxc, clone: Callable[..., Container], bridge: Bridge, node: Path, web: str, ctid: int, full: bool
     ) -> None:
-        assert lxc.can_link(TEMPLATE)
+        assert lxc.can_link(TEMPLATE, None)
         container = clone(ctid, full=full)
         guest = lxc.guest(ctid)
         assert guest is not None

@@ -64,8 +64,8 @@ class Host(Protocol):
     def find_upload(self, name: str, sha256: str) -> str | None:
         """Where a template's file already lies with exactly this content: a volume id or path. None: nowhere."""
 
-    def can_link(self, template: int) -> bool:
-        """Whether linked clones of this template are possible on its storage."""
+    def can_link(self, template: int, storage: str | None) -> bool:
+        """Whether a linked clone of this template is possible, and on `storage` where one is named."""
 
     # what changes
 

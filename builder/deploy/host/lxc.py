@@ -88,7 +88,7 @@ class Lxc:
         done = self.shell.ask("sha256sum", "--", path, timeout=None)
         return path if done.status == 0 and done.text.split()[0].lstrip("\\") == sha256 else None
 
-    def can_link(self, template: int) -> bool:
+    def can_link(self, template: int, storage: str | None) -> bool:
         """Whether the kernel has overlayfs and the folder's file system what it needs of an upper one.
 
         Tried here with systemd in unprivileged containers: ext4, kernel 6.18.

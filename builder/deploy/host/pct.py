@@ -71,8 +71,11 @@ class Pct:
         """The volume with this content under `name`, or under the name it got when that was taken."""
         return volumes.find(self.shell, name, sha256)
 
-    def can_link(self, template: int) -> bool:
-        """Whether the template's storage has linked clones."""
+    def can_link(self, template: int, storage: str | None) -> bool:
+        """Whether the template's storage has linked clones, and is the one that is wanted: they lie where it does."""
+        found = self._config(template)
+        if found is not None and storage not in (None, found.keys.get("rootfs", "").partition(":")[0]):
+            return False
         answer = pve.get(self.shell, f"{pve.NODE}/lxc/{template}/feature", "--feature", "clone")
         return bool(answer["hasFeature"])
 

@@ -176,8 +176,12 @@ def test_backups_of_an_earlier_container_are_no_hindrance() -> None:
 
 @pytest.mark.parametrize("has", [0, 1])
 def test_the_host_says_whether_clones_can_be_linked(has: int) -> None:
-    host, _ = pct({"pvesh get /nodes/localhost/lxc/920/feature": [f'{{"hasFeature":{has}}}']})
-    assert host.can_link(920) is bool(has)
+    answer = [f'{{"hasFeature":{has}}}']
+    lies: Answers = {"cat /etc/pve/lxc/920.conf": ["rootfs: pool:base-920-disk-0,size=2G\ntemplate: 1\n"]}
+    host, _ = pct({"pvesh get /nodes/localhost/lxc/920/feature": answer, **lies})
+    assert host.can_link(920, None) is bool(has)
+    assert host.can_link(920, "pool") is bool(has)
+    assert host.can_link(920, "other") is False
 
 
 # a whole deploy
