@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,18 @@ from builder.commands.common import json_option, lock_folder, recipe_argument, r
 from builder.errors import BuilderError, UsageError
 from builder.lock import web
 from builder.lock.debian import resolve_debs
-from builder.lock.model import Blob, Deb, DebRequest, Lock, Request, UrlRequest, VenvRequest, Wheel
+from builder.lock.model import Blob, Deb, DebRequest, Lock, UrlRequest, VenvRequest, Wheel
 from builder.lock.resolve import Resolvers, resolve
 from builder.lock.resolvers import PIP_TOOLS, UV, WORKPLACE, Run
 from builder.lock.urls import resolve_url
 from builder.lock.wheels import JOBS, resolve_venv
 from builder.progress import Progress
 from builder.recipe import load
+from builder.recipe.edit import Edit, set_text, written
 from builder.recipe.model import Recipe
 from builder.sandbox.spec import Bind
 from builder.sandbox.userns import become_root
-from builder.stage import KINDS
+from builder.stage import KINDS, published
 from builder.store import Store, default_root, fetch
 from builder.store.tools import tool, tool_blobs
 
@@ -40,6 +41,11 @@ from builder.store.tools import tool, tool_blobs
 @click.option("--diff", is_flag=True, help="Change nothing; show what --upgrade-all would, or the given --upgrade.")
 @click.option("--upgrade", multiple=True, metavar="NAME", help="Let this package or file move, and no other.")
 @click.option("--upgrade-all", is_flag=True, help="Take the newest of everything that the recipe allows.")
+@click.option(
+    "--driver",
+    metavar="VERSION",
+    help="Change the recipe's nvidia-runfile stage to this driver, one line of it, and lock that.",
+)
 @click.option(
     "--resolver",
     type=click.Choice(("pip-tools", "uv")),
@@ -54,6 +60,7 @@ def lock(
     diff: bool,
     upgrade: tuple[str, ...],
     upgrade_all: bool,
+    driver: str | None,
     resolver: str,
     as_json: bool,
 ) -> None:
@@ -67,31 +74,65 @@ def lock(
       builder lock recipes/smoke --check
       builder lock recipes/vllm-blackwell --diff --upgrade transformers
       builder lock recipes/vllm-cpu --resolver uv
+      builder lock recipes/vllm-blackwell --driver 580.95.05
     """
     if check + diff > 1 or (check and (upgrade or upgrade_all)) or (upgrade and upgrade_all):
         raise UsageError("--check stands alone, --diff goes with --upgrade, --upgrade excludes --upgrade-all")
+    if driver is not None and (check or diff):
+        raise UsageError("--driver changes the recipe, --check and --diff change nothing", hint="leave one of them out")
+    if check:
+        _check(recipe, as_json)
+        return
+    edit = None if driver is None else _edit_driver(recipe, driver)
+    moving = None if upgrade_all or (diff and not upgrade) else frozenset(upgrade)
+    with written(edit) if edit else nullcontext():
+        done = _lock(recipe, moving, resolver, console.progress(as_json), is_dry=diff)
+    if as_json:
+        console.print_json(_result(done, edit))
+    else:
+        _print(done, edit, is_dry=diff)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A lock that was made."""
+
+    folder: Path
+    lock: Lock
+    changes: tuple[locks.Change, ...]
+    is_first: bool
+    is_written: bool
+
+
+def _lock(recipe: Path, moving: frozenset[str] | None, resolver: str, progress: Progress, *, is_dry: bool) -> _Done:
+    """Lock the recipe, and write that unless `is_dry`; `moving` as `upgrade` of `lock.resolve`."""
     variants = _variants(recipe)
     folder = lock_folder(variants[0])
     asked = locks.collect(request for each in variants for request in requests(each))
-    if check:
-        _check(recipe, variants[0], asked, folder, as_json)
-        return
     become_root()
-    progress = console.progress(as_json)
     old = locks.read(folder, texts=False) if (folder / "lock.toml").exists() else None
-    moving = None if upgrade_all or (diff and not upgrade) else frozenset(upgrade)
     with _resolvers(variants, resolver, progress) as resolvers:
         new = resolve(variants[0].name, variants[0].distribution, asked, old, resolvers, upgrade=moving)
     changes = locks.diff(old or Lock(new.recipe, ""), new)
-    written = not diff and locks.write(new, folder)
-    if as_json:
-        console.print_json(_result(folder, new, changes, written))
-        return
-    if changes and (old or diff):
-        rows = [(change.kind, change.of, change.name, change.old or "-", change.new or "-") for change in changes]
+    return _Done(folder, new, tuple(changes), old is None, not is_dry and locks.write(new, folder))
+
+
+def _edit_driver(recipe: Path, version: str) -> Edit:
+    """The recipe with another version of the driver in its nvidia-runfile stage, whose sha256 must be published."""
+    load(recipe, KINDS)
+    published.driver(version, "--driver")
+    return set_text(recipe, "nvidia-runfile", "Version", version)
+
+
+def _print(done: _Done, edit: Edit | None, *, is_dry: bool) -> None:
+    if edit:
+        moved = f"{edit.old} is there already" if edit.old == edit.new else f"{edit.old} is now {edit.new}"
+        click.echo(f"{edit.path}:{edit.line}: driver {moved}")
+    if done.changes and (is_dry or not done.is_first):
+        rows = [(change.kind, change.of, change.name, change.old or "-", change.new or "-") for change in done.changes]
         console.print_table(("kind", "of", "name", "old", "new"), rows)
-    state = f"{len(changes)} changed" if changes else "written" if written else "unchanged"
-    click.echo(f"{folder / 'lock.toml'}: {_counts(new)} ({'new' if old is None else state})")
+    state = f"{len(done.changes)} changed" if done.changes else "written" if done.is_written else "unchanged"
+    click.echo(f"{done.folder / 'lock.toml'}: {_counts(done.lock)} ({'new' if done.is_first else state})")
 
 
 def _variants(path: Path) -> tuple[Recipe, ...]:
@@ -109,13 +150,16 @@ def _variants(path: Path) -> tuple[Recipe, ...]:
     return variants
 
 
-def _check(path: Path, recipe: Recipe, asked: Sequence[Request], folder: Path, as_json: bool) -> None:
+def _check(path: Path, as_json: bool) -> None:
+    variants = _variants(path)
+    folder = lock_folder(variants[0])
+    asked = locks.collect(request for each in variants for request in requests(each))
     mend = f"run `builder lock {shlex.quote(str(path))}`"
     try:
         held = locks.read(folder)
     except BuilderError as error:
         raise BuilderError(error.what, where=error.where, hint=mend) from error
-    outdated = [*locks.stale(held, asked, recipe.distribution), *locks.unasked(held, asked)]
+    outdated = [*locks.stale(held, asked, variants[0].distribution), *locks.unasked(held, asked)]
     if as_json:
         console.print_json({"lock": str(folder / "lock.toml"), "stale": outdated, "mend": mend if outdated else None})
         if outdated:
@@ -138,12 +182,14 @@ def _numbers(lock: Lock) -> dict[str, int]:
     }
 
 
-def _result(folder: Path, lock: Lock, changes: Sequence[locks.Change], written: bool) -> dict[str, Any]:
+def _result(done: _Done, edit: Edit | None) -> dict[str, Any]:
+    line = {"path": str(edit.path), "line": edit.line, "old": edit.old, "new": edit.new} if edit else None
     return {
-        "lock": str(folder / "lock.toml"),
-        "written": written,
-        "changes": [asdict(change) for change in changes],
-        **_numbers(lock),
+        "lock": str(done.folder / "lock.toml"),
+        "written": done.is_written,
+        "recipe_line": line,
+        "changes": [asdict(change) for change in done.changes],
+        **_numbers(done.lock),
     }
 
 

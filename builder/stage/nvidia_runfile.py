@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from builder.errors import BuilderError, UsageError
+from builder.errors import BuilderError
 from builder.lock.model import Lock, UrlRequest
 from builder.recipe.keys import Key, Type
 from builder.recipe.model import Recipe, Stage
@@ -48,15 +48,7 @@ _MODE = 0o755  # nvidia-modprobe is setuid, for hosts: a container neither loads
 
 
 def _requests(recipe: Recipe, stage: Stage) -> Sequence[UrlRequest]:
-    version = stage.params["Version"]
-    known = published.drivers()
-    if version not in known:
-        raise UsageError(
-            f"no published sha256 of driver {version} is known",
-            where=f"stage {stage.name}",
-            hint=f"the nearest known are {published.near(version, known)}",
-        )
-    return (known[version],)
+    return (published.driver(stage.params["Version"], f"stage {stage.name}"),)
 
 
 def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:

@@ -10,7 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from builder.errors import BuilderError
+from builder.errors import BuilderError, UsageError
 from builder.lock.model import Blob, Lock, UrlRequest
 from builder.recipe.model import Stage
 
@@ -35,6 +35,18 @@ def drivers() -> Mapping[str, UrlRequest]:
         version: UrlRequest(f"nvidia-driver-{version}", entry["url"], entry["sha256"], entry["size"])
         for version, entry in known.items()
     }
+
+
+def driver(version: str, where: str) -> UrlRequest:
+    """The package of this driver. Raises UsageError, with `where` and the nearest known, when no sha256 is known."""
+    known = drivers()
+    if version not in known:
+        raise UsageError(
+            f"no published sha256 of driver {version} is known",
+            where=where,
+            hint=f"the nearest known are {near(version, known)}",
+        )
+    return known[version]
 
 
 @cache
