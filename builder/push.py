@@ -23,10 +23,11 @@ from builder.store.files import sha256_of
 
 _RSYNC = (
     *("rsync", "--fuzzy", "--fuzzy", "--copy-dest=..", "--no-whole-file"),
-    *("--partial", "--times", "--chmod=F644", "--secluded-args"),
+    *("--partial", "--times", "--chmod=F644"),
     *("--info=progress2", "--stats", "--no-human-readable"),
 )
-"""With --fuzzy twice the names that a basis is looked for by are those of --copy-dest too: of the templates there."""
+"""With --fuzzy twice a basis is looked for in the folder of --copy-dest too: among the templates there. Not with
+--secluded-args, with which rsync 3.5 finds none."""
 _PRESENT = """\
 mkdir -p -- "$1" && cd -- "$1" || exit
 shift
