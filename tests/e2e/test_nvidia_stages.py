@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
-import struct
 import subprocess
-import tarfile
 import tempfile
 import time
 from collections.abc import Mapping
@@ -16,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
+from standins import driver, library, tar
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120), pytest.mark.usefixtures("no_leftovers")]
 
@@ -70,51 +67,6 @@ print(json.dumps({
     "said": log.read_text() if script else "",
 }))
 """
-
-
-def library(soname: str) -> bytes:
-    """The smallest shared object for x86-64 that ldconfig takes: a header, one segment, a dynamic section."""
-    names = b"\0" + soname.encode() + b"\0"
-    start = 64 + 2 * 56
-    dynamic = start + (len(names) + 7) // 8 * 8
-    entries = struct.pack("<8Q", 14, 1, 5, start, 10, len(names), 0, 0)  # DT_SONAME, DT_STRTAB, DT_STRSZ, DT_NULL
-    size = dynamic + len(entries)
-    header = b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 2, 64, 0, 0)
-    load = struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, size, size, 4096)
-    table = struct.pack("<IIQQQQQQ", 2, 6, dynamic, dynamic, dynamic, len(entries), len(entries), 8)
-    return (header + load + table + names).ljust(dynamic, b"\0") + entries
-
-
-def tar(top: str, members: Mapping[str, bytes | str], compression: str = "") -> bytes:
-    """A tar of files (bytes) and links (text)."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]
-        for name, content in members.items():
-            info = tarfile.TarInfo(f"{top}/{name}")
-            info.mtime, info.mode = 1_750_000_000, 0o755
-            if isinstance(content, str):
-                info.type, info.linkname = tarfile.SYMTYPE, content
-            else:
-                info.size = len(content)
-            archive.addfile(info, None if isinstance(content, str) else io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def driver() -> bytes:
-    """A driver package with the libraries that a template must have."""
-    listed = ["NVIDIA Driver", VERSION, " ", "nvidia ", " ", " ", "k/", "k/"]
-    files: dict[str, bytes | str] = {"LICENSE": b"terms", "nvidia-smi": b"#!smi"}
-    for stem in ("libcuda", "libnvidia-ml", "libnvidia-ptxjitcompiler"):
-        files[f"{stem}.so.{VERSION}"] = library(f"{stem}.so.1")
-        listed += [
-            f"{stem}.so.{VERSION} 0755 CUDA_LIB NATIVE / MODULE:m",
-            f"{stem}.so.1 0000 CUDA_SYMLINK NATIVE / {stem}.so.{VERSION} MODULE:m",
-            f"{stem}.so 0000 CUDA_SYMLINK NATIVE / {stem}.so.1 MODULE:m",
-        ]
-    listed += ["LICENSE 0444 DOCUMENTATION NVIDIA_GLX-1.0/ MODULE:m", "nvidia-smi 0755 UTILITY_BINARY MODULE:m"]
-    files[".manifest"] = "\n".join([*listed, ""]).encode()
-    header = b"#! /bin/sh\nCRCsum=0\nMD5=0\nskip=6\nexit 0\n"
-    return header + zstandard.ZstdCompressor().compress(tar(".", files))
 
 
 CUDART = {
@@ -178,7 +130,7 @@ def listed(said: str) -> dict[str, str]:
 
 def build_driver(user: Any, **more: Any) -> Any:
     params = {"Version": VERSION, "OpenCL": False}
-    return build(user, "nvidia-runfile", params, {f"NVIDIA-Linux-x86_64-{VERSION}.run": driver()}, **more)
+    return build(user, "nvidia-runfile", params, {f"NVIDIA-Linux-x86_64-{VERSION}.run": driver(VERSION)}, **more)
 
 
 def build_toolkit(user: Any, **more: Any) -> Any:
