@@ -140,15 +140,21 @@ RootGiB = 12
     return text
 
 
+def new_project(folder: Path, recipes: Path, containers: str) -> Path:
+    """A project in `folder` with the recipes and locks of another, and this containers.toml."""
+    project = folder / "project"
+    for part in ("recipes", "locks"):
+        shutil.copytree(recipes / part, project / part, symlinks=True, dirs_exist_ok=True)
+    shutil.copytree(HOUSE / "recipes/vllm-service", project / "recipes/vllm-service", dirs_exist_ok=True)
+    (project / "containers.toml").write_text(containers)
+    return project
+
+
 @contextmanager
 def site(user: User, recipes: Path, rows: Sequence[tuple[int, str, str, int]]) -> Iterator[Site]:
     """A site with the recipes and locks in `recipes` (a project's folder), and containers as `entries` has them."""
     with new_bridge() as bridge, open_folder() as folder:
-        project = folder / "project"
-        for part in ("recipes", "locks"):
-            shutil.copytree(recipes / part, project / part, symlinks=True, dirs_exist_ok=True)
-        shutil.copytree(HOUSE / "recipes/vllm-service", project / "recipes/vllm-service", dirs_exist_ok=True)
-        (project / "containers.toml").write_text(entries(bridge, rows))
+        project = new_project(folder, recipes, entries(bridge, rows))
         lxc, state = folder / "lxc", folder / "state"
         lxc.mkdir(mode=0o755)
         made = Site(project, lxc, state, bridge, user)

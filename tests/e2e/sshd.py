@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,11 @@ class Sshd:
 
 
 @contextmanager
-def private_sshd(folder: Path) -> Iterator[Sshd]:
-    """An sshd that lets root in with a key made for it in `folder`, as long as the block lasts."""
+def private_sshd(folder: Path, within: Sequence[str] = ()) -> Iterator[Sshd]:
+    """An sshd that lets root in with a key made for it in `folder`, as long as the block lasts.
+
+    `within` is a command that becomes the one behind it, such as `unshare` with a mount namespace.
+    """
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", folder / name], check=True)
     (folder / "authorized_keys").write_text((folder / "user.pub").read_text())
@@ -58,6 +61,7 @@ def private_sshd(folder: Path) -> Iterator[Sshd]:
         f"IdentityFile {folder}/user\nIdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\n"
     )
     argv = [
+        *within,
         "/usr/sbin/sshd",
         "-D",
         "-e",
