@@ -34,6 +34,7 @@ COMMANDS = {
     "deploy": "deploy",
     "rollback": "deploy",
     "destroy": "deploy",
+    "adopt": "adopt",
     "templates": "deploy",
     "status": "status",
     "logs": "logs",
@@ -61,7 +62,19 @@ GROUPS = {
         "inspect",
         "licences",
     ),
-    "Deploy": ("containers", "models", "push", "deploy", "rollback", "destroy", "templates", "status", "logs", "bench"),
+    "Deploy": (
+        "containers",
+        "models",
+        "push",
+        "deploy",
+        "rollback",
+        "destroy",
+        "templates",
+        "adopt",
+        "status",
+        "logs",
+        "bench",
+    ),
     "House": ("store", "doctor"),
 }
 

@@ -20,6 +20,8 @@ from builder.deploy.usage import Usage
 def status(which: tuple[str, ...], where: str, as_json: bool) -> int:
     """Show deployments: template, profile, health, what was changed since, and the use of the host's cards.
 
+    Of adopted servers, which the builder did not make, only health and cards.
+
     Exit status 1 when one that runs is not healthy.
 
     \b
@@ -52,6 +54,7 @@ def _show(seen: Overview) -> None:
 
 def _row(row: Status) -> tuple[str, ...]:
     template = f"{row.recipe} {row.digest[:12]}" + (f" (newer: {row.newer})" if row.newer else "")
+    template = "adopted" if row.adopted else template
     changed = f"not checked: {row.unchecked}" if row.unchecked else "; ".join(row.drift) or "none"
     cards = ", ".join(map(str, row.gpus)) or "none"
     return str(row.ctid), row.name, row.state, row.profile, cards, _health(row), template, changed

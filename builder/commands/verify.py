@@ -28,7 +28,8 @@ def verify(what: str, where: str, as_json: bool) -> int:
     is compared with SHA256SUMS, the manifest and the bill of materials.
 
     With a number, look at that deployment while it runs: versions, driver, CUDA, a computation on its cards by the
-    service's own user, models, limits, caches, an answer, and a short load.
+    service's own user, models, limits, caches, an answer, and a short load. Of an adopted server, which the builder did
+    not make, only models, an answer and the load, by HTTP.
 
     Exit status 1 when something differs or fails.
 
@@ -62,18 +63,26 @@ def _template(template: Path, as_json: bool) -> int:
 
 
 def _deployment(ctid: str, where: str, as_json: bool) -> int:
+    from builder.deploy import adopted
     from builder.deploy import verify as running
-    from builder.deploy.deployments import find
+    from builder.deploy.deployments import find, look
     from builder.deploy.host import open_host
     from builder.deploy.model import jsonable
 
     host = open_host(where)
-    found = find(host, ctid)
-    if not found.guest.running:
-        raise UsageError("is stopped", where=f"container {ctid}", hint="start it first")
-    rows = running.verify(host, found, console.progress(as_json))
+    foreign = adopted.find(host, look(host), ctid)
+    if foreign is not None:
+        name = foreign.name
+        server = adopted.server(host, foreign, host.guest(foreign.ctid))
+        rows = running.verify_adopted(host, server, console.progress(as_json))
+    else:
+        found = find(host, ctid)
+        if not found.guest.running:
+            raise UsageError("is stopped", where=f"container {ctid}", hint="start it first")
+        name = found.mark.name
+        rows = running.verify(host, found, console.progress(as_json))
     if as_json:
-        console.print_json({"ctid": found.guest.ctid, "name": found.mark.name, "rows": jsonable(rows)})
+        console.print_json({"ctid": int(ctid), "name": name, "adopted": foreign is not None, "rows": jsonable(rows)})
     else:
         console.print_table(("", "", "evidence"), [(row.name, row.state, row.evidence) for row in rows])
     return 1 if any(row.state == running.FAILED for row in rows) else 0

@@ -1,14 +1,16 @@
 """Looks at vLLM's service from inside its container, as root.
 
-Usage: /opt/vllm/bin/python -I - COMMAND [ARGUMENT...] < inside.py. Says one JSON object on standard output; exit 1 with
-a line on standard error when it cannot. It needs nothing but Python 3.11, PyYAML and systemd's tools; what vLLM, torch
-and CUDA are asked runs as the service's own user in the service's own environment. The API key is read here and never
-leaves: not in an answer, not in a command line; it is taken out of the log.
+Usage: /opt/vllm/bin/python -I - COMMAND [ARGUMENT...] with this and `api.py` on standard input, as `inside.program` of
+`builder.deploy` joins them. Says one JSON object on standard output; exit 1 with a line on standard error when it
+cannot. It needs nothing but Python 3.11, PyYAML and systemd's tools; what vLLM, torch and CUDA are asked runs as the
+service's own user in the service's own environment. The API key is read here and never leaves: not in an answer, not in
+a command line; it is taken out of the log.
+
+Commands that take a BASE (http://ADDRESS:PORT) ask another server; all but bench-other run anywhere with Python alone.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import hashlib
 import importlib.metadata
@@ -21,11 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from builder.data import api
 
 UNIT = "vllm.service"
 SETTINGS = Path("/etc/vllm/serve.yaml")
@@ -94,44 +96,15 @@ def main_pid() -> int:
     return pid
 
 
-class Server:
-    """The API of the service that runs here."""
-
-    def __init__(self, pid: int) -> None:
-        given = settings()
-        host = str(given.get("host") or "127.0.0.1")
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        self.base = f"http://{f'[{host}]' if ':' in host else host}:{given.get('port') or 8000}"
-        self.key = environment(pid).get("VLLM_API_KEY") or given.get("api-key") or given.get("api_key")
-        pooling = given.get("runner") == "pooling" or given.get("task") in ("embed", "embedding")
-        self.kind = "embedding" if pooling else "completion"
-        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-
-    def call(self, path: str, body: dict[str, Any] | None = None, timeout: float = 1700) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        data = None if body is None else json.dumps(body).encode()
-        with self._open(urllib.request.Request(self.base + path, data, headers), timeout=timeout) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
-
-    def model(self) -> str:
-        return str(self.call("/v1/models", timeout=30)["data"][0]["id"])
-
-    def ask(self, model: str, text: str, tokens: int = 8) -> int:
-        """The tokens of a completion, or the numbers of an embedding. Raises OSError and LookupError."""
-        if self.kind == "embedding":
-            answer = self.call("/v1/embeddings", {"model": model, "input": text})
-            return len(answer["data"][0]["embedding"])
-        body = {"model": model, "prompt": text, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-        return int(self.call("/v1/completions", body)["usage"]["completion_tokens"])
-
-
-def why(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
-    return str(error) or type(error).__name__
+def own(pid: int) -> api.Server:
+    """The service that runs here."""
+    given = settings()
+    host = str(given.get("host") or "127.0.0.1")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    base = f"http://{f'[{host}]' if ':' in host else host}:{given.get('port') or 8000}"
+    key = environment(pid).get("VLLM_API_KEY") or given.get("api-key") or given.get("api_key")
+    pooling = given.get("runner") == "pooling" or given.get("task") in ("embed", "embedding")
+    return api.Server(base, key, "embedding" if pooling else "completion")
 
 
 def state(lines: str) -> dict[str, Any]:
@@ -161,53 +134,20 @@ def look() -> dict[str, Any]:
     pid = int(now.get("MainPID") or 0)
     if pid:
         try:
-            server = Server(pid)
-            server.call("/health", timeout=5)
-            found["health"] = {"ok": True, "said": f"{server.model()} answers"}
-        except (OSError, ValueError, LookupError) as error:
-            found["health"] = {"ok": False, "said": why(error)}
+            found["health"] = own(pid).health()
+        except api.ERRORS as error:
+            found["health"] = {"ok": False, "said": api.why(error)}
     return found
 
 
-def ask() -> dict[str, Any]:
+def ask(base: str = "") -> dict[str, Any]:
     """One real completion or embedding."""
-    server = Server(main_pid())
-    model = server.model()
-    start = time.monotonic()
-    amount = server.ask(model, "The capital of France is")
-    return {"model": model, "kind": server.kind, "amount": amount, "seconds": time.monotonic() - start}
+    return api.ask(api.other(base) if base else own(main_pid()))
 
 
-def load(clients: str, seconds: str) -> dict[str, Any]:
-    """Several clients at once for some seconds; what went wrong is counted by its text."""
-    server = Server(main_pid())
-    model = server.model()
-    end = time.monotonic() + float(seconds)
-
-    def client(number: int) -> tuple[int, int, list[str]]:
-        answers, amount, errors = 0, 0, []
-        while time.monotonic() < end:
-            try:
-                amount += server.ask(model, f"Client {number} asks question {answers}:", 16)
-                answers += 1
-            except (OSError, ValueError, LookupError) as error:
-                errors.append(why(error)[:200])
-                time.sleep(0.2)
-        return answers, amount, errors
-
-    start = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(int(clients)) as pool:
-        ended = list(pool.map(client, range(int(clients))))
-    errors: dict[str, int] = {}
-    for text in (text for _, _, texts in ended for text in texts):
-        errors[text] = errors.get(text, 0) + 1
-    return {
-        "kind": server.kind,
-        "answers": sum(answers for answers, _, _ in ended),
-        "amount": sum(amount for _, amount, _ in ended),
-        "errors": errors,
-        "seconds": time.monotonic() - start,
-    }
+def load(clients: str, seconds: str, base: str = "") -> dict[str, Any]:
+    """Several clients at once for some seconds."""
+    return api.load(api.other(base) if base else own(main_pid()), int(clients), float(seconds))
 
 
 def become_service(pid: int) -> None:
@@ -332,16 +272,35 @@ def models() -> dict[str, Any]:
 def bench(*options: str) -> dict[str, Any]:
     """vLLM's own `vllm bench serve` against this server; the result as it writes it."""
     pid = main_pid()
-    server = Server(pid)
+    server = own(pid)
+    model = server.models()[0]
     become_service(pid)
-    os.environ.pop("VLLM_API_KEY", None)
+    return measure(server, str(model["id"]), str(model.get("root") or model["id"]), options)
+
+
+def bench_other(base: str, *options: str) -> dict[str, Any]:
+    """The same against another server. Prompts are made with the tokenizer of its model where that lies in the same
+    folder here, else with that of this server's model; they are sent as text."""
+    pid = main_pid()
+    server = api.other(base)
+    model, tokenizer = server.models()[0], str(settings()["model"])
+    become_service(pid)
+    root = Path(str(model.get("root") or ""))
+    if root.is_absolute() and any((root / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        tokenizer = str(root)
+    return measure(server, str(model["id"]), tokenizer, options)
+
+
+def measure(server: api.Server, model: str, tokenizer: str, options: Sequence[str]) -> dict[str, Any]:
+    """One run of `vllm bench serve`, as the user and in the environment that this process has."""
+    for name in ("VLLM_API_KEY", "OPENAI_API_KEY"):
+        os.environ.pop(name, None)
     if server.key:
         os.environ["OPENAI_API_KEY"] = str(server.key)
     endpoint = ["--endpoint", "/v1/completions", "--ignore-eos"]
     if server.kind == "embedding":
         endpoint = ["--endpoint-type", "openai-embeddings", "--endpoint", "/v1/embeddings"]
-    model = server.call("/v1/models", timeout=30)["data"][0]
-    given = ["--model", str(model["id"]), "--tokenizer", str(model.get("root") or model["id"])]
+    given = [f"--model={model}", f"--tokenizer={tokenizer}"]  # no name is ever an option
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = folder
         argv = ["vllm", "bench", "serve", "--base-url", server.base, *given, *endpoint, *options]
@@ -378,12 +337,14 @@ def end_with_reader(child: subprocess.Popen[bytes], answer: int) -> int:
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "ask": ask,
     "bench": bench,
+    "bench-other": bench_other,
     "gpu": gpu,
     "load": load,
     "look": look,
     "models": models,
     "process": process,
     "proof": proof,
+    "serves": api.serves,
     "state": state,
     "versions": versions,
 }
@@ -393,7 +354,7 @@ if __name__ == "__main__":
     os.dup2(2, 1)  # what libraries print is no answer
     try:
         told = COMMANDS[sys.argv[1]](*sys.argv[2:])
-    except (OSError, ValueError, LookupError, ImportError, RuntimeError) as failure:
-        sys.exit(why(failure))
+    except (*api.ERRORS, ImportError, RuntimeError) as failure:
+        sys.exit(api.why(failure))
     with os.fdopen(ANSWER, "w") as pipe:
         json.dump(told, pipe)

@@ -1,15 +1,21 @@
-"""Measures a deployment with vLLM's own `vllm bench serve`, run inside its container, and sets two side by side."""
+"""Measures a deployment with vLLM's own `vllm bench serve`, run inside its container, and sets two side by side.
+
+The other may be a server that the builder did not make: it is asked over the network by the same client in the same
+container, and never stopped.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from builder.deploy import gpu, health
+from builder.deploy.adopted import Server
 from builder.deploy.deployments import Deployment
 from builder.deploy.host.base import Host
 from builder.deploy.inside import UNIT, call, plain, table, texts
@@ -70,7 +76,7 @@ class Series:
     """One server's measurements, with what it said at its start about the path that it takes."""
 
     name: str
-    ctid: int
+    ctid: int | None  # None: a server known by its address alone
     profile: str
     recipe: str
     digest: str
@@ -79,6 +85,13 @@ class Series:
     cards: tuple[str, ...]
     path: tuple[tuple[str, str], ...]
     points: tuple[Point, ...]
+    base: str = ""  # the address of a server that the builder did not make: of it profile to path are not known
+    tokenizer: str = ""  # that of the client, which made the prompts
+
+    @property
+    def label(self) -> str:
+        """As tables and file names have it."""
+        return self.base.partition("//")[2] if self.ctid is None else str(self.ctid)
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,7 @@ class Result:
     series: tuple[Series, ...]
     ratios: tuple[Ratio, ...]
     alone: bool  # the other server was stopped while one was measured
+    notes: tuple[str, ...] = ()  # what is to be known of a comparison with a server that the builder did not make
 
 
 def load_of(host: Host, found: Deployment, **given: Any) -> Load:
@@ -119,32 +133,41 @@ def load_of(host: Host, found: Deployment, **given: Any) -> Load:
 
 
 def measure(
-    host: Host, found: Deployment, against: Deployment | None, load: Load, progress: Progress, *, alone: bool = False
+    host: Host,
+    found: Deployment,
+    against: Deployment | Server | None,
+    load: Load,
+    progress: Progress,
+    *,
+    alone: bool = False,
 ) -> Result:
     """Measure one deployment, or two one after the other under the same load.
 
     Where both do not fit their cards together, or with `alone`, each is measured while the other's service is stopped.
-    Services that ran before run again afterwards, the others not. Raises UsageError when a container is stopped,
-    BuilderError when a server does not run, does not come up or refuses every request.
+    Services that ran before run again afterwards, the others not; a server that the builder did not make stays up.
+    Raises UsageError when a container is stopped, BuilderError when a server does not run, does not come up, refuses
+    every request, or one gives embeddings and the other, not the builder's, completions.
     """
-    chosen = (found,) if against is None else (found, against)
+    chosen = (found, against) if isinstance(against, Deployment) else (found,)
     for each in chosen:
         if not each.guest.running:
             raise UsageError("is stopped", where=f"container {each.guest.ctid}", hint="start it first")
-    apart = against is not None and (alone or not fit_together(found, against))
+    apart = isinstance(against, Deployment) and (alone or not fit_together(found, against))
+    targets: list[Callable[[], _Target]] = [partial(_own, host, each) for each in chosen]
+    if isinstance(against, Server):
+        foreign = _foreign(host, found, against)
+        targets.append(lambda: foreign)
     now = datetime.now(timezone.utc)
     seed = int(now.timestamp())
     ran = {each.guest.ctid: _runs(host, each) for each in chosen}
     counts = {clients: load.prompts or max(_LEAST, _EACH * clients) for clients in load.concurrency}
     series: list[Series] = []
     try:
-        for each in chosen:
+        for number, target in enumerate(targets):
             if apart:
-                for other in chosen:
-                    if other is not each:
-                        _switch(host, other, "stop")
-                _start(host, each, progress)
-            series.append(_series(host, each, load, counts, seed, progress, fixed=bool(series or load.prompts)))
+                _switch(host, chosen[1 - number], "stop")
+                _start(host, chosen[number], progress)
+            series.append(_series(target(), load, counts, seed, progress, fixed=bool(series or load.prompts)))
             counts = {point.concurrency: point.requests for point in series[0].points}
     finally:
         if apart:
@@ -152,7 +175,8 @@ def measure(
                 _switch(host, each, "start" if ran[each.guest.ctid] else "stop")
     ratios = compare(series[0], series[1]) if len(series) == 2 else ()
     date = now.isoformat(timespec="seconds")
-    return Result(date, host.name, seed, load, tuple(series), ratios, apart)
+    notes = _notes(found, against, series[-1]) if isinstance(against, Server) else ()
+    return Result(date, host.name, seed, load, tuple(series), ratios, apart, notes)
 
 
 def fit_together(one: Deployment, other: Deployment) -> bool:
@@ -208,31 +232,20 @@ def _percentiles(result: dict[str, Any], name: str) -> tuple[float, ...]:
     return tuple(float(result[key]) for key in keys) if all(key in result for key in keys) else ()
 
 
-def _series(
-    host: Host,
-    found: Deployment,
-    load: Load,
-    counts: Mapping[int, int],
-    seed: int,
-    progress: Progress,
-    *,
-    fixed: bool,
-) -> Series:
+@dataclass(frozen=True)
+class _Target:
+    """A server to be measured."""
+
+    about: Series  # without points
+    bench: Callable[..., dict[str, Any]]  # one run of `vllm bench serve` with these options
+
+
+def _own(host: Host, found: Deployment) -> _Target:
     ctid, mark = found.guest.ctid, found.mark
-    most = max(load.concurrency)
     answer = health.ask(host, ctid)
     path = path_of(texts(call(host, ctid, "proof"), "log"))
     names = {card.index: plain(card.name) for card in gpu.look(host.shell).cards} if mark.gpus else {}
-    with progress.task(f"bench {ctid}: warm-up"):
-        _bench(host, ctid, load, most, most, seed)
-    points = []
-    for clients, count in counts.items():
-        point = _point(host, ctid, load, clients, count, seed + clients, progress)
-        if point.seconds < _SHORTEST and not fixed:
-            more = min(_MOST, math.ceil(1.2 * count * _SHORTEST / max(point.seconds, 0.01)))
-            point = _point(host, ctid, load, clients, more, seed + _MOST + clients, progress)
-        points.append(point)
-    return Series(
+    about = Series(
         name=plain(mark.name),
         ctid=ctid,
         profile=plain(mark.profile),
@@ -242,17 +255,62 @@ def _series(
         kind=answer.kind,
         cards=tuple(names.get(index, f"card {index}") for index in mark.gpus),
         path=path,
-        points=tuple(points),
+        points=(),
+    )
+    return _Target(about, partial(call, host, ctid, "bench", timeout=_TIMEOUT))
+
+
+def _foreign(host: Host, found: Deployment, server: Server) -> _Target:
+    """A server that the client in the container of `found` reaches over the network."""
+    ctid = found.guest.ctid
+    own, answer = health.ask(host, ctid), health.ask_other(host, server.base, server.key, ctid=ctid)
+    if answer.kind != own.kind:
+        raise BuilderError(f"{server.label} gives {answer.kind}s, {ctid} {own.kind}s", hint="name another")
+    cards = tuple(f"card {index}" for index in server.cards or ())
+    about = Series(server.name, server.ctid, "", "", "", answer.model, answer.kind, cards, (), (), server.base)
+    return _Target(about, partial(call, host, ctid, "bench-other", server.base, key=server.key, timeout=_TIMEOUT))
+
+
+def _notes(found: Deployment, server: Server, series: Series) -> tuple[str, ...]:
+    """What the reader of a comparison with a server that the builder did not make must know."""
+    ctid, common = found.guest.ctid, sorted(set(found.mark.gpus) & set(server.cards or ()))
+    up = f"{series.label} was never stopped: both servers were up all the time"
+    if common:
+        up += f", and both hold card {', '.join(map(str, common))}"
+    elif server.cards is None and found.mark.gpus:
+        up += ", and nobody knows whether they share a card"
+    tokens = f"the prompts for {series.label} have their length by the tokenizer {series.tokenizer}"
+    return (
+        f"the load on {series.label} was made in container {ctid}, over the network",
+        up,
+        f"{tokens} in container {ctid}; a server with another may read more or fewer tokens",
     )
 
 
-def _point(host: Host, ctid: int, load: Load, clients: int, count: int, seed: int, progress: Progress) -> Point:
-    with progress.task(f"bench {ctid}: {count} requests, {clients} at once"):
-        return point_of(_bench(host, ctid, load, clients, count, seed), clients, count)
+def _series(
+    target: _Target, load: Load, counts: Mapping[int, int], seed: int, progress: Progress, *, fixed: bool
+) -> Series:
+    most, label = max(load.concurrency), target.about.label
+
+    def point(clients: int, count: int, seed: int) -> Point:
+        with progress.task(f"bench {label}: {count} requests, {clients} at once"):
+            return point_of(target.bench(*_options(load, clients, count, seed)), clients, count)
+
+    with progress.task(f"bench {label}: warm-up"):
+        first = target.bench(*_options(load, most, most, seed))
+    points = []
+    for clients, count in counts.items():
+        made = point(clients, count, seed + clients)
+        if made.seconds < _SHORTEST and not fixed:
+            more = min(_MOST, math.ceil(1.2 * count * _SHORTEST / max(made.seconds, 0.01)))
+            made = point(clients, more, seed + _MOST + clients)
+        points.append(made)
+    tokenizer = plain(table(first, "result").get("tokenizer_id") or "")
+    return replace(target.about, points=tuple(points), tokenizer=tokenizer)
 
 
-def _bench(host: Host, ctid: int, load: Load, clients: int, requests: int, seed: int) -> dict[str, Any]:
-    """One run of `vllm bench serve`. Each seed makes prompts of its own."""
+def _options(load: Load, clients: int, requests: int, seed: int) -> list[str]:
+    """Of one run of `vllm bench serve`. Each seed makes prompts of its own."""
     options = {
         "--dataset-name": "random",
         "--random-input-len": load.input_tokens,
@@ -263,8 +321,7 @@ def _bench(host: Host, ctid: int, load: Load, clients: int, requests: int, seed:
         "--percentile-metrics": "ttft,tpot,itl,e2el",
         "--metric-percentiles": ",".join(map(str, PERCENTILES)),
     }
-    words = [str(word) for pair in options.items() for word in pair]
-    return call(host, ctid, "bench", *words, timeout=_TIMEOUT)
+    return [str(word) for pair in options.items() for word in pair]
 
 
 def _runs(host: Host, found: Deployment) -> bool:

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from builder.deploy.host.base import Host
 from builder.deploy.inside import UNIT, call, plain, table, texts
@@ -64,16 +65,28 @@ def ask(host: Host, ctid: int, profile: Profile | None = None, *, timeout: float
 
     Raises BuilderError when the service does not run, does not answer, or is not what `profile` says.
     """
-    told = call(host, ctid, "ask", timeout=timeout)
-    try:
-        answer = Answer(plain(told["model"]), plain(told["kind"]), int(told["amount"]), float(told["seconds"]))
-    except (LookupError, TypeError, ValueError) as error:
-        raise BuilderError("its answer cannot be read", where=f"container {ctid}") from error
-    if answer.amount < 1:
-        raise BuilderError(f"an empty {answer.kind} came back", where=f"container {ctid}")
+    answer = _answer(call(host, ctid, "ask", timeout=timeout), f"container {ctid}")
     if profile is not None and (answer.model, answer.kind) != (profile.served_name, profile.task):
         what = f"{answer.model} gave a {answer.kind}; profile {profile.name} is {profile.served_name}, {profile.task}"
         raise BuilderError(what, where=f"container {ctid}")
+    return answer
+
+
+def ask_other(host: Host, base: str, key: str | None, *, ctid: int | None = None, timeout: float = 300) -> Answer:
+    """One completion or embedding of the server at `base`, asked for in a container of the builder, else by the host.
+
+    Raises BuilderError when none comes.
+    """
+    return _answer(call(host, ctid, "ask", base, key=key, timeout=timeout), base)
+
+
+def _answer(told: Mapping[str, Any], where: str) -> Answer:
+    try:
+        answer = Answer(plain(told["model"]), plain(told["kind"]), int(told["amount"]), float(told["seconds"]))
+    except (LookupError, TypeError, ValueError) as error:
+        raise BuilderError("its answer cannot be read", where=where) from error
+    if answer.amount < 1:
+        raise BuilderError(f"an empty {answer.kind} came back", where=where)
     return answer
 
 

@@ -50,7 +50,7 @@ def svg(result: Result) -> str:
 
 
 def _title(result: Result) -> str:
-    names = [f"{series.profile or series.name} ({series.ctid})" for series in result.series]
+    names = [f"{series.profile or series.name} ({series.label})" for series in result.series]
     return f"{' and '.join(names)} on {result.host}, {result.date[:10]}"
 
 
@@ -113,7 +113,7 @@ def ticks(most: float) -> tuple[float, ...]:
 def _legend(series: Sequence[Series], down: float) -> Iterator[str]:
     across = float(_LEFT)
     for each, colour in zip(series, _COLOURS, strict=False):
-        name = f"{each.profile or each.name} ({each.ctid}): {each.model}{''.join(f', {card}' for card in each.cards)}"
+        name = f"{each.profile or each.name} ({each.label}): {each.model}{''.join(f', {card}' for card in each.cards)}"
         yield f'<rect x="{across}" y="{down - 10}" width="12" height="12" rx="2" fill="{colour}"/>'
         yield f'<text x="{across + 18}" y="{down}">{escape(name)}</text>'
         across += 40 + 7 * len(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from builder.deploy import drift
+from builder.deploy import adopted, drift
 from builder.deploy.deployments import SERVER, TEMPLATE, Deployment, deployments, find, look
 from builder.deploy.host.base import Host
 from builder.deploy.inside import call, plain, reason, table
@@ -37,11 +37,12 @@ class Status:
     health: Health
     drift: tuple[str, ...]
     unchecked: str  # why drift could not be looked for; empty when it was
+    adopted: bool = False  # a server that the builder did not make; without template and profile
 
 
 @dataclass(frozen=True)
 class Overview:
-    """A host with its deployments."""
+    """A host with its deployments and what is adopted there."""
 
     deployments: tuple[Status, ...]
     cards: tuple[Usage, ...]
@@ -49,18 +50,22 @@ class Overview:
 
 
 def overview(host: Host, which: Sequence[str] = ()) -> Overview:
-    """All deployments, or those with these ids or names.
+    """All deployments and adopted servers, or those with these ids or names.
 
     Raises UsageError for one that is not there, BuilderError when the host cannot be asked.
     """
     guests = look(host)
-    chosen = [find(host, name) for name in which] if which else deployments(guests, SERVER)
-    rows = tuple(_status(host, found, guests) for found in sorted(chosen, key=lambda found: found.guest.ctid))
+    foreign = adopted.adopted(host, guests)
+    theirs = {name: adopted.find(host, guests, name) for name in which}
+    chosen = [find(host, name) for name in which if theirs[name] is None] if which else deployments(guests, SERVER)
+    rows = [_status(host, found, guests) for found in chosen]
+    rows += [_adopted(host, found, guests) for found in (theirs.values() if which else foreign) if found is not None]
+    rows.sort(key=lambda row: row.ctid)
     try:
         cards, why = usage(host.shell, guests)
     except BuilderError as error:
         cards, why = (), reason(error)
-    return Overview(rows, cards, why)
+    return Overview(tuple(rows), cards, why)
 
 
 def _status(host: Host, found: Deployment, guests: Sequence[Guest]) -> Status:
@@ -78,6 +83,28 @@ def _status(host: Host, found: Deployment, guests: Sequence[Guest]) -> Status:
         health=health,
         drift=changed,
         unchecked=unchecked,
+    )
+
+
+def _adopted(host: Host, found: adopted.Adopted, guests: Sequence[Guest]) -> Status:
+    guest = next((guest for guest in guests if guest.ctid == found.ctid), None)
+    try:
+        health = Health(*adopted.health(host, found, guest))
+    except BuilderError as error:
+        health = Health("not checked", reason(error))
+    return Status(
+        name=found.name,
+        ctid=found.ctid,
+        state="gone" if guest is None else "running" if guest.running else "stopped",
+        recipe="",
+        digest="",
+        newer=None,
+        profile="",
+        gpus=adopted.cards_of(guest),
+        health=health,
+        drift=(),
+        unchecked=adopted.NOT_OURS,
+        adopted=True,
     )
 
 

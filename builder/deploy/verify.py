@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from builder.deploy import health
+from builder.deploy import adopted, health
 from builder.deploy.deployments import Deployment
 from builder.deploy.host.base import Host
-from builder.deploy.inside import call, plain, reason, table
+from builder.deploy.inside import call, plain, reason, table, texts
 from builder.errors import BuilderError
 from builder.progress import Progress
 
 OK, FAILED, UNCHECKED = "ok", "failed", "not checked"
 CLIENTS, SECONDS = 8, 5
 """The short load."""
+_INSIDE = ("service", "vLLM", "torch", "FlashInfer", "nvcc", "driver", "CUDA", "GPU", "limits", "caches")
+"""Rows that need somebody in the container."""
 _WANTED_FILES, _NEEDED_FILES = 65536, 4096
 """Open files: what the unit asks for, which the host may cap, and below what requests fail."""
 
@@ -42,14 +44,30 @@ def verify(host: Host, found: Deployment, progress: Progress) -> tuple[Row, ...]
         ("process", partial(_process, host, ctid)),
         ("load", partial(_load, host, ctid)),
     )
-    rows: list[Row] = []
+    return tuple(_rows(checks, ctid, progress))
+
+
+def verify_adopted(host: Host, server: adopted.Server, progress: Progress) -> tuple[Row, ...]:
+    """What can be seen of a server that the builder did not make: it is asked by HTTP, from the host."""
+    checks: tuple[tuple[str, Callable[[], Iterator[Row]]], ...] = (
+        ("models", partial(_models_of, host, server)),
+        ("answer", partial(_answer_of, host, server)),
+        ("load", partial(_load, host, None, server.base, key=server.key)),
+    )
+    rest = (Row(name, UNCHECKED, adopted.NOT_OURS) for name in _INSIDE)
+    return (*rest, *_rows(checks, server.label, progress))
+
+
+def _rows(
+    checks: Sequence[tuple[str, Callable[[], Iterator[Row]]]], label: object, progress: Progress
+) -> Iterator[Row]:
     for name, check in checks:
-        with progress.task(f"verify {ctid}: {name}"):
+        with progress.task(f"verify {label}: {name}"):
             try:
-                rows += check()
+                found = tuple(check())
             except BuilderError as error:
-                rows.append(Row(name, UNCHECKED, reason(error)))
-    return tuple(rows)
+                found = (Row(name, UNCHECKED, reason(error)),)
+        yield from found
 
 
 def _service(host: Host, ctid: int) -> Iterator[Row]:
@@ -120,6 +138,19 @@ def _answer(host: Host, ctid: int) -> Iterator[Row]:
         yield Row("answer", FAILED, reason(error))
 
 
+def _models_of(host: Host, server: adopted.Server) -> Iterator[Row]:
+    told = call(host, None, "serves", server.base, key=server.key)
+    names = ", ".join(plain(name) for name in texts(told, "models"))
+    yield Row("models", OK, f"serves {names}") if names else Row("models", FAILED, plain(told.get("said")))
+
+
+def _answer_of(host: Host, server: adopted.Server) -> Iterator[Row]:
+    try:
+        yield Row("answer", OK, str(health.ask_other(host, server.base, server.key)))
+    except BuilderError as error:
+        yield Row("answer", FAILED, reason(error))
+
+
 def _process(host: Host, ctid: int) -> Iterator[Row]:
     told = call(host, ctid, "process")
     limits = table(told, "limits")
@@ -149,12 +180,12 @@ def _amount(limit: float | None) -> str:
     return "not read" if limit is None else "unlimited" if limit == float("inf") else f"{limit:,.0f}"
 
 
-def _load(host: Host, ctid: int) -> Iterator[Row]:
-    told = call(host, ctid, "load", str(CLIENTS), str(SECONDS), timeout=1800)
+def _load(host: Host, ctid: int | None, *base: str, key: str | None = None) -> Iterator[Row]:
+    told = call(host, ctid, "load", str(CLIENTS), str(SECONDS), *base, key=key, timeout=1800)
     try:
         answers, amount, seconds = int(told["answers"]), int(told["amount"]), float(told["seconds"])
     except (LookupError, TypeError, ValueError) as error:
-        raise BuilderError("its answer cannot be read", where=f"container {ctid}") from error
+        raise BuilderError("its answer cannot be read") from error
     errors = table(told, "errors")
     rate = f"{answers / seconds:.1f} answers/s" if seconds > 0 else "no time"
     if told.get("kind") == "completion" and seconds > 0:

@@ -47,7 +47,7 @@ def obtain(api_key_file: Path | None, kept: Path, environ: Mapping[str, str], *,
     known = _from_file(kept) if kept.exists() else None
     key = given.api_key or known or new_api_key()
     if keep and key != known:
-        _keep(kept, key)
+        keep_key(kept, key)
     return Secrets(api_key=key, token=given.token)
 
 
@@ -82,7 +82,8 @@ def _plain(text: str, where: object) -> str:
     return text
 
 
-def _keep(path: Path, key: str) -> None:
+def keep_key(path: Path, key: str) -> None:
+    """Put `key` into the file `path`, readable by its owner only. Raises BuilderError when that is not possible."""
     new = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

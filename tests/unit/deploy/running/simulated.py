@@ -39,6 +39,7 @@ class SimulatedChannel:
     answers: dict[str, list[Answer]]
     ran: list[str] = field(default_factory=list)
     name: str = "simulated"
+    fed: list[bytes] = field(default_factory=list)  # the programs
 
     def run(
         self,
@@ -51,9 +52,10 @@ class SimulatedChannel:
         words = list(argv)
         ctid = words[1] if words[0] == "inside" else "host"
         words = words[2:] if words[0] == "inside" else words
-        if words[0].endswith("/python"):
+        if words[0].endswith("/python") or words[0] == "python3":
             assert isinstance(stdin, bytes)
             assert b"def main_pid" in stdin
+            self.fed.append(stdin)
             words = words[3:]
         line = " ".join(words)
         self.ran.append(f"{ctid} {line}")

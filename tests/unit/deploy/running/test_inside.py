@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
@@ -151,7 +152,7 @@ def test_a_child_ends_when_nobody_reads_any_more(program: ModuleType) -> None:
 
 def test_the_answer_is_alone_on_standard_output() -> None:
     argv = [sys.executable, "-I", "-", "load", "x", "y"]
-    done = subprocess.run(argv, stdin=PROGRAM.open("rb"), capture_output=True, timeout=30)
+    done = subprocess.run(argv, input=inside.program(None), capture_output=True, timeout=30)
     assert done.returncode == 1
     assert done.stdout == b""
     assert b"Traceback" not in done.stderr
@@ -189,3 +190,97 @@ def test_the_script_for_the_cards_finds_a_process_and_its_control_group(tmp_path
     assert done.returncode == 0, done.stderr
     assert busy == {"0000:01:00.0": 42}
     assert sum(used.values()) == 512
+
+
+def fed(command: str, *arguments: str, key: str | None) -> subprocess.CompletedProcess[bytes]:
+    """The program as a host runs it: by a Python that has nothing but its own library."""
+    argv = [sys.executable, "-I", "-S", "-", command, *arguments]
+    return subprocess.run(argv, input=inside.program(key), capture_output=True, timeout=60)
+
+
+def test_another_server_is_asked_with_its_key_by_any_python(port: int) -> None:
+    base = f"http://127.0.0.1:{port}"
+    told = json.loads(fed("serves", base, key=KEY).stdout)
+    assert told == {"ok": True, "said": "tiny answers", "models": ["tiny"]}
+    answer = json.loads(fed("ask", base, key=KEY).stdout)
+    assert (answer["model"], answer["kind"], answer["amount"]) == ("tiny", "completion", 8)
+    load = json.loads(fed("load", "2", "0.2", base, key=KEY).stdout)
+    assert load["answers"] >= 2
+    refused = json.loads(fed("serves", base, key="another").stdout)
+    assert refused["ok"] is False
+    assert "401" in refused["said"]
+
+
+def test_a_key_may_hold_any_letter(port: int) -> None:
+    key = "".join(map(chr, range(0x21, 0x7F)))
+    told = json.loads(fed("serves", f"http://127.0.0.1:{port}", key=key).stdout)
+    assert "401" in told["said"]
+
+
+class Embeds(Vllm):
+    """Has no completions, as vLLM with a pooling model."""
+
+    def do_POST(self) -> None:
+        if self.path == "/v1/embeddings":
+            super().do_POST()
+        else:
+            self.send_error(400, "The model does not support Completions API")
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Sends everybody to another server."""
+
+    to = ""
+
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", f"{self.to}{self.path}")
+        self.end_headers()
+
+    def log_message(self, *values: Any) -> None:
+        pass
+
+
+class Babbles(BaseHTTPRequestHandler):
+    """Speaks no HTTP."""
+
+    def handle(self) -> None:
+        self.request.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_what_another_server_gives_is_found_out() -> None:
+    with serving(Embeds) as base:
+        answer = json.loads(fed("ask", base, key=KEY).stdout)
+    assert (answer["kind"], answer["amount"]) == ("embedding", 8)
+
+
+def test_the_key_follows_no_redirect(port: int) -> None:
+    handler = type("ElsewhereHere", (Elsewhere,), {"to": f"http://127.0.0.1:{port}"})
+    with serving(handler) as base:
+        told = json.loads(fed("serves", base, key=KEY).stdout)
+    assert told["ok"] is False
+    assert "302" in told["said"]
+
+
+def test_what_is_no_http_is_no_server() -> None:
+    with serving(Babbles) as base:
+        told = json.loads(fed("serves", base, key=KEY).stdout)
+    assert told["ok"] is False
+
+
+def test_no_answer_shows_the_key_of_another_server() -> None:
+    host = SimulatedHost([], SimulatedChannel({"host serves": [{"said": f"no {KEY}"}], "host ask": [failed(KEY)]}))
+    assert inside.call(host, None, "serves", "http://h:1", key=KEY) == {"said": "no ***"}
+    with pytest.raises(BuilderError) as caught:
+        inside.call(host, None, "ask", "http://h:1", key=KEY)
+    assert KEY not in str(caught.value)
+    assert not any(KEY in line for line in host.channel.ran)
+    assert all(KEY.encode() in text for text in host.channel.fed)
