@@ -77,6 +77,7 @@ class Mark:
     gpus: tuple[int, ...] = ()
     share: float = 0.0  # of each of its cards' memory, 0 to 1
     made: str = ""  # ISO 8601, UTC
+    ctid: int = 0  # of the guest that has it: a clone by hand or a restored backup has a copy
 
     def line(self) -> str:
         """The line for the description."""
@@ -84,17 +85,23 @@ class Mark:
 
     @classmethod
     def find(cls, description: str) -> Mark | None:
-        """The mark in a guest's description; None when there is none.
+        """The mark in a guest's description; None when there is none: somebody's own words are none.
 
         Raises BuilderError when there is one that this version cannot read: then nobody may touch the guest.
         """
         for line in description.splitlines():
-            if line.startswith(MARK):
+            if line.startswith(MARK) and isinstance(values := _object(line[len(MARK) :]), dict):
                 try:
-                    values = json.loads(line[len(MARK) :])
                     return cls(**{**values, "gpus": tuple(values.get("gpus", ()))})
-                except (ValueError, TypeError, AttributeError) as error:
+                except TypeError as error:
                     raise BuilderError(f"the mark in its description cannot be read: {line!a}") from error
+        return None
+
+
+def _object(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
         return None
 
 
@@ -121,11 +128,12 @@ class Guest:
 
     @property
     def mark(self) -> Mark | None:
-        """Whose it is; see `Mark.find`."""
+        """Whose it is, see `Mark.find`; that of another guest says nothing of a copy of it."""
         try:
-            return Mark.find(self.description)
+            found = Mark.find(self.description)
         except BuilderError as error:
             raise BuilderError(error.what, where=f"container {self.ctid}", hint="look at it by hand") from error
+        return found if found is not None and found.ctid in (0, self.ctid) else None
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ class Replaced:
     """The container that a new one takes the place of, as it was."""
 
     ctid: int
+    run: str  # of its mark
     running: bool
     onboot: bool
 
@@ -86,6 +87,7 @@ class Plan:
     volume: str | None  # where the template's file lies on the host already
     listen: str | None
     unit: bool  # the host's unit for NVIDIA is to be installed
+    had_unit: bool  # there was one already, perhaps of another version or not run yet
 
     def request(self) -> dict[str, Any]:
         """For the journal."""
@@ -168,6 +170,7 @@ def make(wish: Wish, loaded: Loaded, host: Host, progress: Progress) -> Plan:
         volume=None if template_of(guests, made.digest) else host.find_upload(Path(made.path).name, made.digest),
         listen=wish.listen,
         unit=unit,
+        had_unit=unit and gpu.present(host.shell),
     )
 
 
@@ -240,13 +243,13 @@ def _template(wish: Wish, loaded: Loaded, container: Container, made: Source, gu
 
 
 def _replaced(container: Container, guests: Sequence[Guest]) -> Replaced:
-    named = [found.guest for found in deployments(guests, SERVER) if found.mark.name == container.name]
-    named.sort(key=lambda guest: (guest.running, guest.ctid == container.ctid))
+    named = [found for found in deployments(guests, SERVER) if found.mark.name == container.name]
+    named.sort(key=lambda found: (found.guest.running, found.guest.ctid == container.ctid))
     if not named:
         hint = "leave --replace out"
         raise UsageError(f"no deployment {container.name!a} to replace", where=f"container {container.ctid}", hint=hint)
-    old = named[-1]
-    return Replaced(old.ctid, old.running, old.onboot)
+    old, mark = named[-1].guest, named[-1].mark
+    return Replaced(old.ctid, mark.run, old.running, old.onboot)
 
 
 def _spare(container: Container, loaded: Loaded, guests: Sequence[Guest]) -> int:

@@ -10,7 +10,7 @@ from builder.deploy.host.base import Host
 from builder.deploy.journal import Journal, Run, folder_of, locked
 from builder.deploy.plan import Plan
 from builder.deploy.profile.secrets import Secrets
-from builder.deploy.steps import Deploy, operations, steps
+from builder.deploy.steps import Deploy, needed_digests, operations, other_runs, steps, template_lock
 from builder.deploy.transaction import perform, roll_back
 from builder.errors import BuilderError, UsageError
 from builder.progress import Progress
@@ -47,8 +47,11 @@ def deploy(
         journal = Journal(folder)
         _refuse_unfinished(journal.read(), ctid)
         made = plan()
+        if made.replaces is not None:
+            _refuse_part_of_run(host, made.replaces.ctid)
         journal.begin(made.run, made.request(), made.started)
-        perform(steps(Deploy(made, host, secrets(made), progress, deadline)), journal, operations(host), progress)
+        todo = steps(Deploy(made, host, secrets(made), progress, deadline))
+        perform(todo, journal, operations(host, progress.say), progress)
     return Deployed(made, tuple(host.shell.record))
 
 
@@ -67,7 +70,8 @@ def resume(
             hint = f"run `builder rollback {ctid}`"
             raise UsageError("its last run was being rolled back", where=f"container {ctid}", hint=hint)
         made = Plan.of(run.request)
-        perform(steps(Deploy(made, host, secrets(made), progress, deadline)), journal, operations(host), progress)
+        todo = steps(Deploy(made, host, secrets(made), progress, deadline))
+        perform(todo, journal, operations(host, progress.say), progress)
     return Deployed(made, tuple(host.shell.record))
 
 
@@ -77,7 +81,7 @@ def rollback(host: Host, ctid: int, progress: Progress) -> Run:
     with locked(folder, f"container {ctid} on {host.name}"):
         journal = Journal(folder)
         run = _unfinished(journal.read(), ctid)
-        roll_back(journal, operations(host), progress, "asked for")
+        roll_back(journal, operations(host, progress.say), progress, "asked for")
     return run
 
 
@@ -87,6 +91,8 @@ def destroy(host: Host, found: Deployment, progress: Progress) -> None:
     folder = folder_of(host.name, ctid)
     with locked(folder, f"container {ctid} on {host.name}"):
         _refuse_unfinished(Journal(folder).read(), ctid)
+        _refuse_part_of_run(host, ctid)
+        _refuse_changed(host, found)
         with progress.task(f"destroy {ctid}"):
             host.stop(ctid)
             host.destroy(ctid)
@@ -100,17 +106,23 @@ def retired(host: Host, name: str) -> tuple[Deployment, ...]:
 
 
 def unused_templates(host: Host) -> tuple[Deployment, ...]:
-    """Templates from whose file no deployment was made."""
+    """Templates from whose file no deployment was made, and none is being made."""
     guests = look(host)
-    used = {found.mark.digest for found in deployments(guests)}
-    return tuple(found for found in deployments(guests, TEMPLATE) if found.mark.digest not in used)
+    used = needed_digests(host, guests)
+    made = deployments(guests, TEMPLATE)
+    return tuple(found for found in made if found.guest.template and found.mark.digest not in used)
 
 
 def remove_templates(host: Host, found: Sequence[Deployment], progress: Progress) -> None:
     """Remove templates. Raises BuilderError with the host's words, such as that a linked clone needs one."""
-    for each in found:
-        with progress.task(f"destroy {each.guest.ctid}"):
-            host.destroy(each.guest.ctid)
+    with template_lock(host):
+        needed = needed_digests(host, look(host))
+        for each in found:
+            with progress.task(f"destroy {each.guest.ctid}"):
+                _refuse_changed(host, each)
+                if each.mark.digest in needed:
+                    raise BuilderError("is needed by a deploy that just began", where=f"template {each.guest.ctid}")
+                host.destroy(each.guest.ctid)
 
 
 def _refuse_unfinished(run: Run | None, ctid: int) -> None:
@@ -122,6 +134,23 @@ def _refuse_unfinished(run: Run | None, ctid: int) -> None:
         )
         what = f"the run of {run.started} is unfinished ({len(run.steps)} steps begun)"
         raise BuilderError(what, where=f"container {ctid}", hint=f"run {way}")
+
+
+def _refuse_part_of_run(host: Host, ctid: int) -> None:
+    """A run that replaces a container has a spare id or takes another container's place: both are in its request."""
+    for begun, run in other_runs(host):
+        if ctid in ((run.request.get(key) or {}).get("ctid") for key in ("container", "replaces")):
+            what = f"belongs to the run of {run.started} for {begun}, which is unfinished"
+            hint = f"wait for it, or run `builder rollback {begun}`"
+            raise BuilderError(what, where=f"container {ctid}", hint=hint)
+
+
+def _refuse_changed(host: Host, found: Deployment) -> None:
+    """Between the look and the deed somebody may have been asked: the id must still be that of the same guest."""
+    guest = host.guest(found.guest.ctid)
+    if guest is None or guest.mark != found.mark:
+        where = f"container {found.guest.ctid} ({found.mark.name})"
+        raise BuilderError("was changed by somebody else just now", where=where, hint="look again: `builder status`")
 
 
 def _unfinished(run: Run | None, ctid: int) -> Run:

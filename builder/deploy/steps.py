@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from builder.deploy import gpu, health
 from builder.deploy import profile as profiles
-from builder.deploy.deployments import SERVER, TEMPLATE, look, tags, template_of
+from builder.deploy.deployments import SERVER, TEMPLATE, deployments, look, tags, template_of
 from builder.deploy.host.base import Host
-from builder.deploy.inside import UNIT
-from builder.deploy.journal import Undo, folder_name, locked, state_root
-from builder.deploy.model import Container, Device, File, Mark, Settings, jsonable
+from builder.deploy.inside import UNIT, plain
+from builder.deploy.journal import Run, Undo, folder_name, locked, state_root, unfinished
+from builder.deploy.model import Container, Device, File, Guest, Mark, Settings, jsonable
 from builder.deploy.plan import Plan, Replaced, now
 from builder.deploy.profile.model import Profile
 from builder.deploy.profile.secrets import Secrets
@@ -49,52 +49,68 @@ def steps(deploy: Deploy) -> tuple[Step, ...]:
     ctid, run, digest, old = plan.container.ctid, plan.run, plan.source.digest, plan.replaces
     made = []
     if plan.unit:
-        made.append(Step("host unit", lambda: _unit(deploy), (Undo("uninstall host unit"),)))
-    template = {"name": Path(plan.source.path).name, "digest": digest, "run": run, "uploaded": plan.volume is None}
+        undo_unit = () if plan.had_unit else (Undo("uninstall host unit", {"run": run}),)
+        made.append(Step("host unit", lambda: _unit(deploy), undo_unit))
+    template = {
+        "ctid": plan.template.ctid,
+        "name": Path(plan.source.path).name,
+        "digest": digest,
+        "run": run,
+        "uploaded": plan.volume is None,
+    }
     made += [
         Step("template", lambda: _template(deploy), (Undo("forget template", template),)),
         Step("clone", lambda: _clone(deploy), (Undo("destroy", {"ctid": ctid, "run": run}),)),
         Step("configure", lambda: _configure(deploy)),
     ]
     if old is not None and old.running:
-        made.append(Step("stop old", lambda: _stop(deploy, old), (Undo("start", {"ctid": old.ctid}),)))
+        made.append(Step("stop old", lambda: _stop(deploy, old), (Undo("start", {"ctid": old.ctid, "run": old.run}),)))
     made += [
         Step("start", lambda: _start(deploy), (Undo("stop", {"ctid": ctid, "run": run}),)),
         Step("ssh host keys", lambda: _ssh_host_keys(deploy)),
         Step("serve", lambda: _serve(deploy)),
     ]
     if old is not None:
-        undo = Undo("onboot", {"ctid": old.ctid, "onboot": old.onboot})
+        undo = Undo("onboot", {"ctid": old.ctid, "run": old.run, "onboot": old.onboot})
         made.append(Step("retire old", lambda: _retire(deploy, old), (undo,)))
     return tuple(made)
 
 
-def operations(host: Host) -> Operations:
-    """What the undos in a journal do. Only guests with the run's own mark are stopped or destroyed."""
+def operations(host: Host, say: Callable[[str], None]) -> Operations:
+    """What the undos in a journal do; `say` gets what is left as it is, and why.
+
+    Only guests that the run made, or found to be a deployment, are touched: an id may be somebody else's by now.
+    """
 
     def destroy(ctid: int, run: str) -> None:
-        if _ours(host, ctid, run):
+        if _ours(host, ctid, run, say, half_made=True):
             host.recover(ctid, None)
-            if host.guest(ctid) is not None:
+            if _ours(host, ctid, run, say):  # what was half-made may have become somebody else's while it waited
                 host.stop(ctid, timeout=30)
                 host.destroy(ctid)
 
     def stop(ctid: int, run: str) -> None:
-        if _ours(host, ctid, run):
+        if _ours(host, ctid, run, say):
             host.stop(ctid, timeout=30)
 
-    def start(ctid: int) -> None:
-        guest = host.guest(ctid)
-        if guest is not None and not guest.running:
+    def start(ctid: int, run: str) -> None:
+        if _ours(host, ctid, run, say):
             host.start(ctid)
 
-    def onboot(ctid: int, onboot: bool) -> None:
-        if host.guest(ctid) is not None:
+    def onboot(ctid: int, run: str, onboot: bool) -> None:
+        if _ours(host, ctid, run, say):
             host.set_onboot(ctid, onboot)
 
-    def forget_template(name: str, digest: str, run: str, uploaded: bool) -> None:
-        with _template_lock(host):
-            for guest in look(host):
+    def forget_template(ctid: int, name: str, digest: str, run: str, uploaded: bool) -> None:
+        with template_lock(host):
+            half = host.guest(ctid)
+            if half is not None and _is_half_made(half):
+                host.recover(ctid, None)
+            guests = look(host)
+            if digest in needed_digests(host, guests, run):
+                say(f"template {digest[:12]} stays: another deployment needs it")
+                return
+            for guest in guests:
                 mark = guest.mark
                 if mark is not None and mark.run == run and mark.role == TEMPLATE and mark.digest == digest:
                     host.recover(guest.ctid, None)
@@ -104,28 +120,65 @@ def operations(host: Host) -> Operations:
             if volume is not None:
                 host.forget_upload(volume)
 
+    def uninstall_unit(run: str) -> None:
+        others = any((found.request.get("container") or {}).get("gpus") for _, found in other_runs(host, run))
+        if others or any(_has_card(guest) for guest in look(host)):
+            say(f"{gpu.UNIT} stays: other containers have cards")
+        else:
+            gpu.uninstall(host.shell)
+
     return {
         "destroy": destroy,
         "stop": stop,
         "start": start,
         "onboot": onboot,
         "forget template": forget_template,
-        "uninstall host unit": lambda: gpu.uninstall(host.shell),
+        "uninstall host unit": uninstall_unit,
     }
 
 
-def _ours(host: Host, ctid: int, run: str) -> bool:
-    """Whether this run made the guest. A clone that was cut short before it had a description is: the id was free."""
+def other_runs(host: Host, run: str = "") -> tuple[tuple[int, Run], ...]:
+    """Runs on this host, but for `run`, that have not ended, with the ids that they were begun for."""
+    here = folder_name(host.name)
+    return tuple((ctid, found) for name, ctid, found in unfinished() if name == here and found.run != run)
+
+
+def needed_digests(host: Host, guests: Sequence[Guest], run: str = "") -> frozenset[str]:
+    """The sha256 of the templates that deployments, or runs that have not ended, were made from; those of `run` do not
+    count."""
+    made = (found.mark.digest for found in deployments(guests) if found.mark.run != run)
+    begun = (str((found.request.get("source") or {}).get("digest")) for _, found in other_runs(host, run))
+    return frozenset((*made, *begun))
+
+
+def _ours(host: Host, ctid: int, run: str, say: Callable[[str], None], *, half_made: bool = False) -> bool:
+    """Whether this run made the guest; with `half_made` also one that has no mark yet: the id was free at first."""
     guest = host.guest(ctid)
     if guest is None:
         return False
-    mark = guest.mark
-    if mark is None and guest.lock == "create":
+    if (half_made and _is_half_made(guest)) or (guest.mark is not None and guest.mark.run == run):
         return True
-    if mark is None or mark.run != run:
-        what = "is there now, and this run did not make it: it is not touched"
-        raise BuilderError(what, where=f"container {ctid} ({guest.name})", hint="look at it by hand")
-    return True
+    say(f"container {ctid} ({plain(guest.name)}) is another one now: it is left alone")
+    return False
+
+
+def _is_half_made(guest: Guest) -> bool:
+    """A container of this node that Proxmox was making: it has its description, and so its mark, at the very end."""
+    return guest.kind == "lxc" and guest.config is not None and guest.lock == "create" and guest.mark is None
+
+
+def _has_card(guest: Guest) -> bool:
+    return any("/dev/nvidia" in text for text in (*(guest.config or {}).values(), *guest.raw))
+
+
+def _check_same(deploy: Deploy, ctid: int, run: str) -> None:
+    """Raises BuilderError when the container is not the one that was planned with: that may be days ago."""
+    if deploy.host.shell.dry:
+        return
+    guest = deploy.host.guest(ctid)
+    if guest is None or guest.mark is None or guest.mark.run != run:
+        what = "is not there any more" if guest is None else f"({plain(guest.name)}) is another one now"
+        raise BuilderError(what, where=f"container {ctid}")
 
 
 def _mark(plan: Plan, profile: Profile, role: str = SERVER) -> Mark:
@@ -140,6 +193,7 @@ def _mark(plan: Plan, profile: Profile, role: str = SERVER) -> Mark:
         gpus=container.gpus or (),
         share=profile.share if role == SERVER and profile.gpus else 0.0,
         made=plan.started,
+        ctid=container.ctid,
     )
 
 
@@ -159,8 +213,8 @@ def _unit(deploy: Deploy) -> str:
     return "builder-nvidia.service"
 
 
-def _template_lock(host: Host) -> AbstractContextManager[None]:
-    """Deploys from this machine make one template at a time; in a dry run none does."""
+def template_lock(host: Host) -> AbstractContextManager[None]:
+    """Deploys from this machine make and remove one template at a time; in a dry run none does."""
     if host.shell.dry:
         return nullcontext()
     return locked(state_root() / "deploy" / folder_name(host.name) / "template", f"{host.name}", wait=True)
@@ -170,13 +224,13 @@ def _template(deploy: Deploy) -> str:
     """Upload the file and import it, unless the host has a template of this digest."""
     host, plan = deploy.host, deploy.plan
     source, container = plan.source, plan.template
-    with _template_lock(host):
+    with template_lock(host):
         existing = template_of(look(host), source.digest)
         if existing is not None:
             return f"{existing.ctid}, there already"
         file = Path(source.path)
         with deploy.progress.task(f"upload {file.name}"):
-            volume = plan.volume or host.find_upload(file.name, source.digest) or host.upload(file, source.digest)
+            volume = host.find_upload(file.name, source.digest) or host.upload(file, source.digest)
         mark = _mark(plan, plan.profile, TEMPLATE)
         with deploy.progress.task(f"import as {container.ctid}"):
             host.create(container, volume, Settings(container, tags(mark), mark.line()))
@@ -195,6 +249,8 @@ def _clone(deploy: Deploy) -> str:
 
 def _template_id(deploy: Deploy) -> int:
     found = template_of(look(deploy.host), deploy.plan.source.digest)
+    if found is None and not deploy.host.shell.dry:
+        raise BuilderError("the template is not there any more", where=deploy.host.name)
     return found.ctid if found is not None else deploy.plan.template.ctid
 
 
@@ -207,6 +263,7 @@ def _can_link(host: Host, template: int, container: Container) -> bool:
 
 def _configure(deploy: Deploy) -> str:
     plan = deploy.plan
+    _check_same(deploy, plan.container.ctid, plan.run)
     deploy.host.configure(_settings(plan, plan.profile))
     network = plan.container.network
     cards = ", ".join(map(str, plan.container.gpus or ())) or "none"
@@ -214,11 +271,13 @@ def _configure(deploy: Deploy) -> str:
 
 
 def _stop(deploy: Deploy, old: Replaced) -> str:
+    _check_same(deploy, old.ctid, old.run)
     deploy.host.stop(old.ctid)
     return str(old.ctid)
 
 
 def _start(deploy: Deploy) -> str:
+    _check_same(deploy, deploy.plan.container.ctid, deploy.plan.run)
     deploy.host.start(deploy.plan.container.ctid)
     return str(deploy.plan.container.ctid)
 
@@ -226,6 +285,7 @@ def _start(deploy: Deploy) -> str:
 def _ssh_host_keys(deploy: Deploy) -> str:
     """Clones have the template's keys, if it has any: Proxmox makes them when it imports one."""
     host = deploy.host
+    _check_same(deploy, deploy.plan.container.ctid, deploy.plan.run)
     argv = host.inside(deploy.plan.container.ctid, ("sh", "-ec", f"[ ! -d /etc/ssh ] || {{ {_NEW_KEYS}; }}"))
     host.shell.do(*argv, timeout=120).check()
     return "new"
@@ -234,6 +294,7 @@ def _ssh_host_keys(deploy: Deploy) -> str:
 def _serve(deploy: Deploy) -> str:
     """The profile's files, and the service up; with a fallback the next profile when this one does not come up."""
     plan = deploy.plan
+    _check_same(deploy, plan.container.ctid, plan.run)
     try:
         return _serve_profile(deploy, plan.profile)
     except LostError:
@@ -270,10 +331,11 @@ def _record(plan: Plan, profile: Profile, files: Sequence[File]) -> File:
         "files": {file.path: sha256(file.content).hexdigest() for file in files},
         "written": now(),
     }
-    return File(RECORD, json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")
+    return File(RECORD, json.dumps(record, indent=1, sort_keys=True).encode() + b"\n", mode=0o600)
 
 
 def _retire(deploy: Deploy, old: Replaced) -> str:
     """Two containers with one address must not both come up with the host."""
+    _check_same(deploy, old.ctid, old.run)
     deploy.host.set_onboot(old.ctid, False)
     return f"{old.ctid} stays stopped; `builder destroy {deploy.plan.container.name} --old` removes it"

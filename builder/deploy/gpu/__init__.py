@@ -6,7 +6,7 @@ from builder.deploy.gpu.devices import devices, mounts
 from builder.deploy.gpu.look import DRIVER_FOLDER, look
 from builder.deploy.gpu.model import Card, Driver, Gpus, Promise
 from builder.deploy.gpu.preflight import Need, complete, need, preflight
-from builder.deploy.gpu.unit import UNIT, host_unit_files, install, installed, uninstall
+from builder.deploy.gpu.unit import UNIT, host_unit_files, install, installed, present, uninstall
 
 __all__ = [
     "DRIVER_FOLDER",
@@ -28,6 +28,7 @@ __all__ = [
     "need",
     "neighbours",
     "preflight",
+    "present",
     "promises",
     "start_order",
     "uninstall",

@@ -53,6 +53,11 @@ def installed(shell: Shell) -> bool:
     return shell.ask(*_SYSTEMD).status != 0 or shell.ask("systemctl", "is-enabled", "-q", UNIT).status == 0
 
 
+def present(shell: Shell) -> bool:
+    """Whether anybody installed the script, in whatever version."""
+    return shell.ask("test", "-e", host_unit_files()[0].path).status == 0
+
+
 def install(shell: Shell) -> None:
     """Write what is not there yet, run the script, and enable the unit where systemd runs.
 
