@@ -17,7 +17,7 @@ from builder.deploy.containers import Loaded
 from builder.deploy.deployments import SERVER, deployments, free_id, look, template_of
 from builder.deploy.gpu.preflight import Need
 from builder.deploy.host.base import Host
-from builder.deploy.model import Container, Guest, Network, from_jsonable, jsonable
+from builder.deploy.model import Container, Folder, Guest, Network, from_jsonable, jsonable
 from builder.deploy.profile.model import Profile
 from builder.errors import BuilderError, UsageError
 from builder.progress import Progress
@@ -27,6 +27,8 @@ TEMPLATE_IDS = (920, *range(923, 930))
 """Where templates go when containers.toml does not say."""
 SPARE_IDS = tuple(range(930, 940))
 """Where replacements go when containers.toml does not say."""
+MODELS = Folder("/srv/models", "/models")
+"""Where models lie when nothing says so; `builder models fetch` brings them there."""
 OWN_FALLBACK = "*"
 """In place of a name: the profile's own fallback."""
 _ROOM = 1.25
@@ -136,6 +138,8 @@ def make(wish: Wish, loaded: Loaded, host: Host, progress: Progress) -> Plan:
     for line in told:
         progress.say(f"container {container.ctid}: {line}")
     fallback = _fallback(wish, profile)
+    if profile.model.repository and not container.models:
+        container = replace(container, models=(MODELS,))
     if wish.check:
         _check(wish, [profile, fallback] if fallback else [profile], progress)
     template = _template(wish, loaded, container, made, guests)
