@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from builder.check import budget, code, holes, hygiene, proxmox, rules, simulate, versions
+from builder.check import budget, code, holes, hygiene, memory, proxmox, rules, simulate, versions
 from builder.check.look import Look, look, view
 from builder.check.model import Finding, Profile, Severity, Subject, told
 from builder.check.rules import unseen, worst
@@ -58,7 +58,7 @@ def run(
     else:
         found.append(unseen("gpu-code", "template", "which GPU code the card would run", "not part of a quick check"))
     for each in views:
-        found += [*rules.of_profile(each), *budget.alone(each.profile, _devices(subject))]
+        found += [*rules.of_profile(each), *budget.alone(each.profile, _devices(subject)), *memory.fits(each)]
     found += _shared(subject, profiles, together)
     if store is not None:
         decided = list(simulate.engines(views, store.scratch, progress))
