@@ -25,6 +25,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL: `pct` takes back what it began when it gets the first, not the second."""
 _PIECE = 1 << 16
+_MOST = 1 << 26
+"""Bytes that a command may say: what runs in a container could fill the memory of the machine that asks."""
 
 Output = Callable[[bytes], None]
 
@@ -173,7 +175,7 @@ def _run(
             os.close(source)
     try:
         deadline = None if timeout is None else time.monotonic() + timeout
-        out, err = _read(process, deadline, output)
+        out, err = _read(argv, process, deadline, output)
         process.wait(_left(deadline))
     except subprocess.TimeoutExpired as error:
         _end(process)
@@ -205,8 +207,10 @@ def _source(stdin: bytes | Path | None) -> int:
     return source
 
 
-def _read(process: subprocess.Popen[bytes], deadline: float | None, output: Output | None) -> tuple[bytes, bytes]:
-    """Both outputs to their ends. Raises subprocess.TimeoutExpired."""
+def _read(
+    argv: Sequence[str], process: subprocess.Popen[bytes], deadline: float | None, output: Output | None
+) -> tuple[bytes, bytes]:
+    """Both outputs to their ends. Raises subprocess.TimeoutExpired, BuilderError when there is no end to them."""
     assert process.stdout is not None
     assert process.stderr is not None
     out, err = bytearray(), bytearray()
@@ -218,6 +222,8 @@ def _read(process: subprocess.Popen[bytes], deadline: float | None, output: Outp
                 piece = os.read(key.fd, _PIECE)
                 if piece:
                     key.data(piece)
+                    if len(out) + len(err) > _MOST:
+                        raise BuilderError(f"said more than {_MOST >> 20} MiB", where=shown(argv))
                 else:
                     selector.unregister(key.fileobj)
     return bytes(out), bytes(err)

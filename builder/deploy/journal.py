@@ -159,7 +159,7 @@ def _replay(events: list[dict[str, Any]]) -> Run:
         elif kind == "undone":
             del steps[event["name"]]
         elif kind == "undoing":
-            undoing = True
+            undoing, end = True, None
         elif kind == "end":
             end = str(event["how"])
     return Run(first["run"], first["started"], first["request"], tuple(steps.values()), undoing, end)

@@ -6,9 +6,11 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from builder.deploy.journal import Journal, Undo
+from builder.deploy.shell import LostError
 from builder.errors import BuilderError
 from builder.progress import Progress
 
@@ -52,10 +54,11 @@ def perform(steps: Sequence[Step], journal: Journal, operations: Operations, pro
             journal.done(name)
             progress.say(f"{name}: {said}" if said else name)
         journal.end("deployed")
-    except (BuilderError, KeyboardInterrupt, OSError) as error:
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        progress.say(f"{name}: {'interrupted' if isinstance(error, KeyboardInterrupt) else 'failed'}, rolling back")
-        roll_back(journal, operations, progress, reason)
+    except (Exception, KeyboardInterrupt) as error:
+        with _shielded():
+            how = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            progress.say(f"{name}: {how}, rolling back")
+            roll_back(journal, operations, progress, _reason(error))
         if isinstance(error, BuilderError):
             raise _at_step(name, error) from error
         raise
@@ -67,22 +70,29 @@ def roll_back(journal: Journal, operations: Operations, progress: Progress, reas
     Raises BuilderError when something could not be taken back; the rest was, and calling it again goes on.
     """
     with _shielded():
-        journal.undoing(reason)
         run = journal.read()
         failed: list[str] = []
+        _attempt("journal", lambda: journal.undoing(reason), failed)
         for state in reversed(run.steps if run else ()):
-            try:
-                _take_back(state.undo, operations)
-            except BuilderError as error:
-                failed.append(f"{state.name}: {error}")
-                continue
-            journal.undone(state.name)
-            if state.undo:
-                progress.say(f"{state.name}: taken back")
+            if _attempt(state.name, partial(_take_back, state.undo, operations), failed):
+                _attempt("journal", partial(journal.undone, state.name), failed)
+                if state.undo:
+                    progress.say(f"{state.name}: taken back")
+        if not failed:
+            _attempt("journal", lambda: journal.end("rolled back"), failed)
         if failed:
-            what = f"after {reason!r} this could not be taken back: {'; '.join(failed)}"
+            what = f"after {reason!r} this could not be taken back: {'; '.join(dict.fromkeys(failed))}"
             raise BuilderError(what, where=journal.path, hint="mend that, then run `builder rollback` to finish")
-        journal.end("rolled back")
+
+
+def _attempt(name: str, what: Callable[[], None], failed: list[str]) -> bool:
+    """Whether it was done; if not, why is added to `failed`: the rest must be taken back whatever that was."""
+    try:
+        what()
+    except Exception as error:
+        failed.append(f"{name}: {error if isinstance(error, (BuilderError, OSError)) else repr(error)}")
+        return False
+    return True
 
 
 def _take_back(undo: Sequence[Undo], operations: Operations) -> None:
@@ -95,17 +105,29 @@ def _take_back(undo: Sequence[Undo], operations: Operations) -> None:
         operation(**each.values)
 
 
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, LostError):
+        return error.what  # what its hint says to do is being done
+    return str(error) or repr(error)
+
+
 def _at_step(name: str, error: BuilderError) -> BuilderError:
-    """The same error with the step that it stopped."""
-    hint = error.hint or "all was taken back: mend that and run the same command again"
+    """The same error with the step that it stopped, once all was taken back."""
+    own = None if isinstance(error, LostError) else error.hint
+    hint = own or "all was taken back: mend that and run the same command again"
     return type(error)(f"step {name}: {error.what}", where=error.where, hint=hint)
 
 
 @contextmanager
 def _shielded() -> Iterator[None]:
-    """A roll-back that is cut short helps nobody: interrupts are ignored for the block; a kill leaves the journal."""
+    """A roll-back that is cut short helps nobody: interrupts do nothing for the block; a kill leaves the journal.
+
+    They are caught and not ignored: what is ignored stays so in the programs that are started, which must end by them.
+    """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before: dict[signal.Signals, Any] = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.deploy.journal import Journal, Undo, folder_of, locked, read, unfinished
+from builder.deploy.shell import LostError
 from builder.deploy.transaction import Operations, Step, perform, roll_back
 from builder.errors import BuilderError
 from builder.progress import Silent
@@ -74,7 +76,16 @@ def test_all_steps_are_done_and_the_journal_is_closed(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("error", [BuilderError("broke", where="host"), KeyboardInterrupt(), OSError(28, "full")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BuilderError("broke", where="host"),
+        KeyboardInterrupt(),
+        OSError(28, "full"),
+        ValueError("a bug"),
+        RecursionError(),
+    ],
+)
 def test_a_failure_at_any_point_takes_everything_back(journal: Journal, point: str, error: BaseException) -> None:
     world = SimulatedWorld(stop_at(point, error))
     with pytest.raises(type(error)) as caught:
@@ -132,6 +143,70 @@ def test_a_roll_back_that_fails_says_how_to_finish_and_can_be_finished(journal: 
     ready = True
     roll_back(journal, {"remove": remove}, Silent(), "asked for")
     assert world.things == {"foreign"}
+
+
+def test_a_bug_in_one_undo_does_not_keep_the_others_from_running(journal: Journal) -> None:
+    world = SimulatedWorld(stop_at("after s3", BuilderError("broke")))
+
+    def remove(name: str) -> None:
+        world.things.remove("nothing of this name" if name == "s2" else name)
+
+    with pytest.raises(BuilderError, match=r"could not be taken back: s2: KeyError"):
+        perform(world.steps(), journal, {"remove": remove}, Silent())
+    assert world.things == {"foreign", "s2"}
+
+
+def test_everything_is_taken_back_though_the_journals_disk_is_full(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Journal, event: object) -> None:
+        raise BuilderError("cannot be written: No space left on device", where=self.path)
+
+    def stop(here: str) -> None:
+        if here == "after s2":
+            monkeypatch.setattr(Journal, "_write", full)
+
+    world = SimulatedWorld(stop)
+    with pytest.raises(BuilderError, match=r"No space left on device; .*`builder rollback`"):
+        perform(world.steps(), journal, world.operations, Silent())
+    assert world.things == {"foreign"}
+    monkeypatch.undo()
+    run = journal.read()
+    assert run is not None
+    assert run.end is None
+    roll_back(journal, world.operations, Silent(), "asked for")
+
+
+def test_a_roll_back_that_begins_after_the_last_line_and_is_killed_is_unfinished(journal: Journal) -> None:
+    journal.step("s0", ())
+    journal.done("s0")
+    journal.end("deployed")
+    journal.undoing("interrupted")
+    run = journal.read()
+    assert run is not None
+    assert run.end is None
+    assert run.undoing
+
+
+def test_a_lost_line_is_no_reason_to_resume_what_was_taken_back(journal: Journal) -> None:
+    world = SimulatedWorld(stop_at("after s2", LostError("the line dropped", hint="`builder deploy --resume`")))
+    with pytest.raises(LostError, match=r"step s2: the line dropped; all was taken back"):
+        perform(world.steps(), journal, world.operations, Silent())
+
+
+def test_programs_that_a_roll_back_starts_end_by_signals(journal: Journal) -> None:
+    world = SimulatedWorld(stop_at("after s3", BuilderError("broke")))
+    ignored: list[str] = []
+
+    def remove(name: str) -> None:
+        status = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
+        ignored.extend(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
+        world.things.discard(name)
+
+    with pytest.raises(BuilderError, match="broke"):
+        perform(world.steps(), journal, {"remove": remove}, Silent())
+    wanted = sum(1 << number - 1 for number in (signal.SIGINT, signal.SIGTERM))
+    assert [mask for mask in ignored if int(mask, 16) & wanted] == []
 
 
 def test_interrupts_wait_until_a_roll_back_is_over(journal: Journal) -> None:
