@@ -148,11 +148,13 @@ def test_a_template_whose_sums_disagree_is_refused(template: Path) -> None:
 def test_a_model_that_is_not_on_the_host_is_told_with_the_way_to_it(
     template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = load(HOUSE / "recipes/vllm-blackwell", KINDS)
-    wish = Wish(921, recipe, "awq", template, {"name": "awq", "ip": "dhcp", "root_gib": 32}, check=False)
-    profile = replace(plan.profiles.load(recipe.directory, "awq"), gpus=0)
-    assert plan._missing_folders(profile, Container(921, "awq"), SimulatedHost())[0].startswith(
-        "profile awq reads /models"
-    )  # type: ignore[arg-type]
-    with pytest.raises(BuilderError):
-        plan.make(wish, containers.Loaded(), SimulatedHost(), Silent())  # type: ignore[arg-type]
+    profile = replace(plan.profiles.load(HOUSE / "recipes/vllm-blackwell", "awq"), gpus=0)
+    monkeypatch.setattr(plan.profiles, "load", lambda folder, name: profile)
+    fetch = "is not in {}/Qwen2.5-7B-Instruct-AWQ on the host: `builder models fetch awq --to {}` there"
+    for models, says in (
+        (None, fetch.format(*["/srv/models"] * 2)),
+        (("/tank/m:/models",), fetch.format(*["/tank/m"] * 2)),
+        (("/tank/m:/elsewhere",), "no folder of the host is mounted there"),
+    ):
+        with pytest.raises(BuilderError, match=re.escape(says)):
+            make(template, SimulatedHost(), overrides={"models": models})
