@@ -47,6 +47,15 @@ def test_two_servers_answer_are_measured_against_each_other_replaced_and_removed
     (kept,) = output.glob("*.json")
     assert json.loads(kept.read_text())["ratios"] == told["ratios"]
 
+    (key,) = [path for path in (place.state / "keys").rglob("cpu-old") if path.is_file()]
+    foreign = ("--against", f"http://{place.bridge.network}.50:8000", "--against-key-file", str(key))
+    load = ("--concurrency", "4", "--prompts", "8", "--output", str(output))
+    told = place.json("bench", "921", "--input-tokens", "32", "--output-tokens", "16", *foreign, *load)
+    assert [(series["points"][0]["failed"], series["kind"]) for series in told["series"]] == [(0, "completion")] * 2
+    assert told["series"][1]["tokenizer"] == told["series"][0]["tokenizer"]
+    assert told["ratios"][0]["tokens"] > 0
+    assert key.read_text().strip() not in json.dumps(told)
+
     place.passes("deploy", "--ctid", "921", "--replace")
     assert place.running() == ["931", "950"]
     place.passes("destroy", "cpu-new", "--old", "--yes")
