@@ -41,7 +41,8 @@ def open_host(where: str, *, dry: bool = False) -> Host:
         raise UsageError(f"unknown host {where!a}", hint=f"give {_FORMS}")
     user, name, port = found[1] or "root", found[2].strip("[]"), int(found[3]) if found[3] else None
     program = shlex.split(os.environ.get("BUILDER_SSH", "ssh"))
-    return open_pct(f"ssh-{user}@{name}", Ssh(name, user, port, program), dry=dry, remote=True)
+    own = f"ssh-{user}@{name}" if port in (None, 22) else f"ssh-{user}@{name}-{port}"
+    return open_pct(own, Ssh(name, user, port, program), dry=dry, remote=True)
 
 
 def open_pct(name: str, channel: Channel, *, dry: bool = False, remote: bool = False) -> Pct:
