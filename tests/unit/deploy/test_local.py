@@ -51,6 +51,11 @@ def test_more_than_a_pipe_holds_on_both_outputs() -> None:
     assert (len(done.out), len(done.err)) == (1_000_000, 1_000_000)
 
 
+def test_a_command_that_says_without_end_is_ended() -> None:
+    with pytest.raises(BuilderError, match="yes: said more than 64 MiB"):
+        Local().run(["yes"], timeout=60)
+
+
 def test_output_is_handed_on_piece_by_piece() -> None:
     pieces: list[bytes] = []
     done = Local().run(["sh", "-c", "echo one; sleep 0.2; echo two"], output=pieces.append)
