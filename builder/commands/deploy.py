@@ -14,6 +14,7 @@ from builder.deploy import containers, plan, run
 from builder.deploy import profile as profiles
 from builder.deploy.deployments import TEMPLATE, deployments, find, look
 from builder.deploy.host import open_host
+from builder.deploy.inside import plain
 from builder.deploy.journal import state_root
 from builder.deploy.model import jsonable
 from builder.errors import UsageError
@@ -231,7 +232,7 @@ def destroy(which: str, where: str, old: bool, yes: bool, as_json: bool) -> None
     chosen = run.retired(host, found.mark.name) if old else (found,)
     if not chosen:
         raise UsageError(f"no stopped deployment of {found.mark.name}", where=host.name)
-    listed = ", ".join(f"{each.guest.ctid} ({each.mark.name})" for each in chosen)
+    listed = ", ".join(f"{each.guest.ctid} ({plain(each.mark.name)})" for each in chosen)
     if not yes:
         click.confirm(f"Remove {listed} and what is in it?", abort=True, err=True)
     for each in chosen:
@@ -277,9 +278,12 @@ def templates_ls(where: str, as_json: bool) -> None:
     if as_json:
         console.print_json(rows)
         return
+
+    def clones(row: dict[str, Any]) -> str:
+        return ", ".join(map(str, row["clones"])) or "none"
+
     cells = [
-        (row["ctid"], row["recipe"], str(row["sha256"])[:12], row["made"], ", ".join(map(str, row["clones"])) or "none")
-        for row in rows
+        (row["ctid"], plain(row["recipe"]), plain(row["sha256"])[:12], plain(row["made"]), clones(row)) for row in rows
     ]
     console.print_table(("ctid", "recipe", "sha256", "made", "clones"), cells)
 

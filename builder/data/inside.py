@@ -61,7 +61,8 @@ def secrets() -> list[str]:
     with contextlib.suppress(OSError):
         pairs = [line.split("=", 1) for line in ENVIRONMENT.read_text(errors="replace").splitlines() if "=" in line]
         values = [value.strip().strip("\"'") for name, value in pairs if SECRET.search(name)]
-        return [value for value in values if value]
+        plain = [re.sub(r"\\(.)", r"\1", value) for value in values]  # as systemd.exec(5) reads it
+        return [value for value in (*plain, *values) if value]
     return []
 
 

@@ -122,7 +122,7 @@ def load_of(host: Host, found: Deployment, **given: Any) -> Load:
     try:
         bench = from_jsonable(Bench, told) if told else Bench()
         bench = Bench(int(bench.input_tokens), int(bench.output_tokens), tuple(map(int, bench.concurrency)))
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         bench = Bench()
     return Load(
         given.get("concurrency") or bench.concurrency,
@@ -223,7 +223,7 @@ def point_of(told: dict[str, Any], concurrency: int, requests: int) -> Point:
             latency_ms=_percentiles(result, "e2el"),
             errors=tuple(f"{plain(text)} ({plain(count)} times)" for text, count in list(errors.items())[:5]),
         )
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise BuilderError(f"the result of `vllm bench serve` cannot be read: {error}") from error
 
 
@@ -341,7 +341,7 @@ def _start(host: Host, found: Deployment, progress: Progress) -> None:
     record = table(call(host, found.guest.ctid, "look"), "record")
     try:
         profile = from_jsonable(Profile, record["profile"])
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = "there is no record of its profile in it"
         raise BuilderError(what, where=f"container {found.guest.ctid}") from error
     unit = table(call(host, found.guest.ctid, "state", "0"), "unit")

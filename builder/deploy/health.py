@@ -83,7 +83,7 @@ def ask_other(host: Host, base: str, key: str | None, *, ctid: int | None = None
 def _answer(told: Mapping[str, Any], where: str) -> Answer:
     try:
         answer = Answer(plain(told["model"]), plain(told["kind"]), int(told["amount"]), float(told["seconds"]))
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise BuilderError("its answer cannot be read", where=where) from error
     if answer.amount < 1:
         raise BuilderError(f"an empty {answer.kind} came back", where=where)

@@ -50,7 +50,7 @@ def call(
         answer = json.loads(out)
         if not isinstance(answer, dict):
             raise ValueError("no object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BuilderError(f"its answer to {command} cannot be read ({error})", where=where) from error
     return answer
 
@@ -59,7 +59,7 @@ def reason(error: BuilderError) -> str:
     """Why something could not be asked, for a row that says so. Raises `error` again when the line dropped."""
     if isinstance(error, LostError):
         raise error
-    return error.what
+    return plain(error.what)
 
 
 def plain(text: object, longest: int = 300) -> str:

@@ -13,6 +13,8 @@ from builder.deploy.host.base import Host
 from builder.deploy.inside import UNIT, harmless, plain
 from builder.errors import BuilderError
 
+_LONGEST = 1 << 22
+"""Letters of an entry: a line that does not end would fill the memory of the machine that reads it."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -49,6 +51,7 @@ def follow(
     def piece(data: bytes) -> None:
         nonlocal rest
         *whole, rest = (rest + decoder.decode(data)).split("\n")
+        rest = rest if len(rest) < _LONGEST else ""
         for text in whole:
             for line in read(text):
                 each(line)
@@ -66,7 +69,7 @@ def read(entry: str) -> Iterator[Line]:
         message = told["MESSAGE"]
         text = bytes(message).decode(errors="replace") if isinstance(message, list) else str(message)
         time = datetime.fromtimestamp(int(told["__REALTIME_TIMESTAMP"]) / 1_000_000, timezone.utc)
-    except (ValueError, LookupError, TypeError, OverflowError, OSError):
+    except (ValueError, LookupError, TypeError, OverflowError, OSError, RecursionError):
         return
     for line in _COLOUR.sub("", text).splitlines():
         if line.strip():

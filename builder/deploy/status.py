@@ -119,13 +119,14 @@ def _looked(host: Host, guest: Guest) -> tuple[Health, tuple[str, ...], str]:
     record = table(seen, "record")
     if not record:
         return health, (), "there is no record of a deploy in the container"
+    does = host.capabilities
     try:
-        wanted = drift.settings(record)
+        changed = drift.of_host(guest, drift.settings(record), proxmox=does.proxmox, device_entries=does.device_entries)
     except BuilderError as error:
         return health, (), reason(error)
-    does = host.capabilities
-    changed = drift.of_host(guest, wanted, proxmox=does.proxmox, device_entries=does.device_entries)
-    return health, (*changed, *drift.of_files(record, table(seen, "files"))), ""
+    except (LookupError, TypeError, ValueError, AttributeError):  # whoever is root in there wrote what it likes
+        return health, (), "the record in the container makes no sense"
+    return health, tuple(map(plain, (*changed, *drift.of_files(record, table(seen, "files"))))), ""
 
 
 def _health(unit: dict[str, str], answer: dict[str, object]) -> Health:

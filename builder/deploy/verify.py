@@ -184,7 +184,7 @@ def _load(host: Host, ctid: int | None, *base: str, key: str | None = None) -> I
     told = call(host, ctid, "load", str(CLIENTS), str(SECONDS), *base, key=key, timeout=1800)
     try:
         answers, amount, seconds = int(told["answers"]), int(told["amount"]), float(told["seconds"])
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise BuilderError("its answer cannot be read") from error
     errors = table(told, "errors")
     rate = f"{answers / seconds:.1f} answers/s" if seconds > 0 else "no time"

@@ -136,6 +136,7 @@ def test_an_empty_answer_is_none() -> None:
         ("no JSON", "cannot be read"),
         ("[1]", "cannot be read"),
         ('{"model": "tiny"}', "cannot be read"),
+        ('{"model": "tiny", "kind": "completion", "amount": 1e999, "seconds": 1}', "cannot be read"),
     ],
 )
 def test_what_is_no_answer_is_told(said: Answer, says: str) -> None:

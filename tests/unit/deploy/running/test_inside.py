@@ -90,6 +90,14 @@ def test_the_log_shows_no_secret_and_no_colours(program: ModuleType, monkeypatch
     assert program.log("id") == ["(APIServer pid=1) key *** was given", "  File x"]
 
 
+def test_a_secret_that_systemd_unquotes_is_not_shown_either(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "env").write_text('VLLM_API_KEY="sk\\$\\"x"\n')
+    monkeypatch.setattr(program, "run", lambda *argv: 'key sk$"x was given\n')
+    assert program.log("id") == ["key *** was given"]
+
+
 def test_a_service_that_never_ran_has_no_log(program: ModuleType) -> None:
     assert program.log("") == []
 
@@ -166,6 +174,7 @@ def test_the_answer_is_alone_on_standard_output() -> None:
         (failed("\x1b[31mred\nlast \x07line"), "last \N{REPLACEMENT CHARACTER}line"),
         ("{" + " " * (1 << 20) + "}", "too long"),
         ("null", "no object"),
+        ("[" * 200_000, "cannot be read"),
     ],
 )
 def test_what_a_container_says_instead_of_an_answer_is_an_error(said: Answer, says: str) -> None:

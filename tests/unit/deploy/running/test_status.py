@@ -220,6 +220,32 @@ def test_names_from_containers_cannot_steer_the_terminal(monkeypatch: pytest.Mon
     assert "\r" not in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("nesting", "yes"),
+        ("nesting", 1),
+        ("memory_mib", "\x1b[2J"),
+        ("name", 5),
+        ("network", {"ip": "\x1b[2J"}),
+        ("network", 3),
+        ("raw", [1]),
+        ("models", "ab"),
+    ],
+)
+def test_a_record_that_somebody_in_the_container_wrote_does_no_harm(
+    key: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = jsonable(settings())
+    wanted["container"][key] = value
+    guests = [as_configured(settings()), server(922, "awq")]
+    answers: dict[str, list[Answer]] = {"921 look": [looked({"settings": wanted})], "922 look": [looked()]}
+    result = run(guests, answers, monkeypatch=monkeypatch)
+    assert result.exception is None, result.exc_info
+    assert "\x1b" not in result.stdout
+    assert "922" in result.stdout
+
+
 def test_a_record_with_another_mark_is_drift() -> None:
     wanted = settings(run="other")
     assert "the mark in its description is another than that in its record" in drift.of_host(
