@@ -91,7 +91,7 @@ def check(recipe: Path, as_json: bool) -> None:
         console.print_json({"recipe": str(resolved.path), "default": resolved.default, "variants": variants})
         return
     console.print_table(columns, [(row[0] or "(none)", *row[1:]) for row in rows], right=columns[1:])
-    click.echo(f"{resolved.path} is valid: checked were keys, types, values, references and named files")
+    click.echo(f"{resolved.path} is valid: checked were keys, types, values, requirements, references and named files")
 
 
 @click.command()

@@ -36,6 +36,8 @@ class Key:
     """The keys of each table when `type` is TABLES."""
     check: Callable[[Any], str | None] | None = None
     """Says what is wrong with a value, None when nothing is."""
+    check_each: Callable[[str], str | None] | None = None
+    """Says what is wrong with one text of the value."""
     is_file: bool = False
     """The value (each value of a list) names a file or folder of the recipe that must exist. For an entry of
     the form ``source:target`` only the source is looked at; ``url:NAME`` names a `[[Url]]` instead of a file."""

@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from packaging.requirements import InvalidRequirement, Requirement
+
 from builder.recipe.keys import Key, Type, between, matches
 
 
@@ -71,6 +73,14 @@ def _time(value: Any) -> str | None:
         datetime.fromisoformat(value[:19])
     except ValueError:
         return wrong
+    return None
+
+
+def _requirement(text: str) -> str | None:
+    try:
+        Requirement(text)
+    except InvalidRequirement as error:
+        return f"is no requirement (PEP 508): {str(error).splitlines()[0]}"
     return None
 
 
@@ -146,9 +156,14 @@ _VENV = (
     Key(
         "Python", Type.TEXT, "The template's interpreter, such as /usr/bin/python3.11.", required=True, check=_ABSOLUTE
     ),
-    Key("Requirements", Type.TEXTS, "What to install (PEP 508).", required=True),
-    Key("Constraints", Type.TEXTS, "Versions that dependencies must keep to, if they come in at all."),
-    Key("Overrides", Type.TEXTS, "Requirements that replace what packages ask for."),
+    Key("Requirements", Type.TEXTS, "What to install (PEP 508).", required=True, check_each=_requirement),
+    Key(
+        "Constraints",
+        Type.TEXTS,
+        "Versions that dependencies must keep to, if they come in at all.",
+        check_each=_requirement,
+    ),
+    Key("Overrides", Type.TEXTS, "Requirements that replace what packages ask for.", check_each=_requirement),
     Key(
         "ExcludeNewer",
         Type.TEXT,

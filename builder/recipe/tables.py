@@ -110,6 +110,10 @@ class Checker:
         if key.check is not None and (wrong := key.check(value)) is not None:
             many = isinstance(value, (list, dict))
             raise refuse(f"is wrong: {wrong}" if many else f"{wrong}, not {_describe(value)}")
+        if key.check_each is not None:
+            for text in texts(value):
+                if (wrong := key.check_each(text)) is not None:
+                    raise refuse(f"has {_quote(text)}, which {wrong}", text)
         if key.is_file:
             for text in texts(value):
                 if (wrong := self._wrong_file(text)) is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.cli import cli
@@ -95,6 +95,7 @@ def test_mode_and_a_link_to_the_file_stay(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["recipe.toml"]
 
 
+@settings(deadline=None)  # it writes files
 @given(st.text(alphabet='ab #"=[]\t', max_size=30))
 def test_whatever_the_comment_is(tmp_path_factory: pytest.TempPathFactory, comment: str) -> None:
     text = HEAD + DRIVER.replace("# = the host's", f"#{comment}")

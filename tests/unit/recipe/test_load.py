@@ -169,6 +169,15 @@ WRONG = {
         add('[[Stage]]\nName = "base"\nKind = "files"\n'),
         '14: [[Stage]] "base" is there twice; the first is on line 9',
     ),
+    "no requirement": (
+        add(VENV.replace('["httpx==0.28.1"]', '[\n  "httpx==0.28.1",\n  "anyio=>4", # here\n]')),
+        '20: Requirements in [[Venv]] "main" has "anyio=>4", which is no requirement (PEP 508): ',
+    ),
+    "no constraint": (
+        add(f'{VENV}Constraints = ["-r other.txt"]\n'),
+        '20: Constraints in [[Venv]] "main" has "-r other.txt", which is no requirement (PEP 508): ',
+    ),
+    "no override": (add(f'{VENV}Overrides = [""]\n'), '20: Overrides in [[Venv]] "main" has "", which is no'),
     "no such venv": (
         add(f'{VENV}[[Stage]]\nName = "w"\nKind = "wheels"\nVenv = "mian"\n'),
         '23: Venv in [[Stage]] "w" names "mian", and there is no [[Venv]] of this name; did you mean "main"?',
