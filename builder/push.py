@@ -23,7 +23,7 @@ from builder.store.files import sha256_of
 
 _RSYNC = (
     *("rsync", "--fuzzy", "--fuzzy", "--copy-dest=..", "--no-whole-file"),
-    *("--partial", "--times", "--chmod=F644"),
+    *("--partial", "--times", "--ignore-times", "--chmod=F644"),
     *("--info=progress2", "--stats", "--no-human-readable"),
 )
 """With --fuzzy twice a basis is looked for in the folder of --copy-dest too: among the templates there. Not with
