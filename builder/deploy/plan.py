@@ -148,6 +148,8 @@ def make(wish: Wish, loaded: Loaded, host: Host, progress: Progress) -> Plan:
         container = replace(container, ctid=_spare(container, loaded, guests))
     elif (taken := next((guest for guest in guests if guest.ctid == container.ctid), None)) is not None:
         raise _taken(taken)
+    else:
+        _refuse_second(container.name, guests)
     rest = [guest for guest in guests if replaced is None or guest.ctid != replaced.ctid]
     chosen: tuple[int, ...] = ()
     unit = False
@@ -259,6 +261,14 @@ def _replaced(container: Container, guests: Sequence[Guest]) -> Replaced:
 def _spare(container: Container, loaded: Loaded, guests: Sequence[Guest]) -> int:
     wanted = (container.ctid, *(loaded.spare_ids or SPARE_IDS))
     return free_id(guests, wanted, f"the replacement of {container.name}")
+
+
+def _refuse_second(name: str, guests: Sequence[Guest]) -> None:
+    """Two of one name have one API key, mostly one address, and --replace and `destroy --old` take them for one."""
+    for found in deployments(guests, SERVER):
+        if found.mark.name == name:
+            hint = "give --replace, another --name, or `builder destroy` it first"
+            raise UsageError(f"{name} is deployed already", where=f"container {found.guest.ctid}", hint=hint)
 
 
 def _taken(guest: Guest) -> BuilderError:

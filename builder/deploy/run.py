@@ -9,6 +9,7 @@ from builder.deploy.deployments import TEMPLATE, Deployment, deployments, look
 from builder.deploy.host.base import Host
 from builder.deploy.journal import Journal, Run, folder_of, locked
 from builder.deploy.plan import Plan
+from builder.deploy.profile import render
 from builder.deploy.profile.secrets import Secrets
 from builder.deploy.steps import Deploy, needed_digests, operations, other_runs, steps, template_lock
 from builder.deploy.transaction import perform, roll_back
@@ -39,7 +40,7 @@ def deploy(
     """
     if host.shell.dry:
         made = plan()
-        for step in steps(Deploy(made, host, secrets(made), progress, deadline)):
+        for step in steps(_ready(Deploy(made, host, secrets(made), progress, deadline))):
             step.run()
         return Deployed(made, tuple(host.shell.record))
     folder = folder_of(host.name, ctid)
@@ -49,8 +50,8 @@ def deploy(
         made = plan()
         if made.replaces is not None:
             _refuse_part_of_run(host, made.replaces.ctid)
+        todo = steps(_ready(Deploy(made, host, secrets(made), progress, deadline)))
         journal.begin(made.run, made.request(), made.started)
-        todo = steps(Deploy(made, host, secrets(made), progress, deadline))
         perform(todo, journal, operations(host, progress.say), progress)
     return Deployed(made, tuple(host.shell.record))
 
@@ -70,7 +71,7 @@ def resume(
             hint = f"run `builder rollback {ctid}`"
             raise UsageError("its last run was being rolled back", where=f"container {ctid}", hint=hint)
         made = Plan.of(run.request)
-        todo = steps(Deploy(made, host, secrets(made), progress, deadline))
+        todo = steps(_ready(Deploy(made, host, secrets(made), progress, deadline)))
         perform(todo, journal, operations(host, progress.say), progress)
     return Deployed(made, tuple(host.shell.record))
 
@@ -123,6 +124,13 @@ def remove_templates(host: Host, found: Sequence[Deployment], progress: Progress
                 if each.mark.digest in needed:
                     raise BuilderError("is needed by a deploy that just began", where=f"template {each.guest.ctid}")
                 host.destroy(each.guest.ctid)
+
+
+def _ready(deploy: Deploy) -> Deploy:
+    """Itself. Raises UsageError when the service's files cannot be written: before the first change, not after."""
+    for profile in filter(None, (deploy.plan.profile, deploy.plan.fallback)):
+        render(profile, deploy.plan.container, deploy.secrets, listen=deploy.plan.listen)
+    return deploy
 
 
 def _refuse_unfinished(run: Run | None, ctid: int) -> None:

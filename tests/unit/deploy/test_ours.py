@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
@@ -186,3 +187,15 @@ def test_what_an_unfinished_run_for_another_id_relies_on_is_not_destroyed(key: s
     Journal(folder_of("simulated", 921)).end("deployed")
     runs.destroy(host, find(host, "930"), Silent())
     assert host.all == {}
+
+
+def test_a_secret_that_cannot_be_read_leaves_nothing_to_finish() -> None:
+    planned: Any = SimpleNamespace(run="r1", started="", replaces=None, request=dict)
+
+    def secrets(made: object) -> NoReturn:
+        raise UsageError("holds a secret, and others may read it")
+
+    for _ in range(2):
+        with pytest.raises(UsageError, match="others may read it"):
+            runs.deploy(host_of(), 921, lambda: planned, secrets, Silent(), deadline=1)
+    assert Journal(folder_of("simulated", 921)).read() is None

@@ -119,6 +119,11 @@ def test_a_deployment_is_refused_with_the_way_to_replace_it(template: Path) -> N
         make(template, SimulatedHost([guest(921, "cpu")]))
 
 
+def test_a_second_deployment_of_one_name_is_refused(template: Path) -> None:
+    with pytest.raises(UsageError, match=r"container 922: cpu is deployed already; give --replace, another --name"):
+        make(template, SimulatedHost([guest(922, "cpu")]))
+
+
 def test_the_one_that_runs_is_replaced_under_a_free_id(template: Path) -> None:
     host = SimulatedHost([guest(921, "cpu"), guest(930, "cpu", running=True, config={"onboot": "1"})])
     made = make(template, host, replace=True)
