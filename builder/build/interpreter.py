@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Protocol
 
+from builder import sandbox
 from builder.build.plan import blobs, plan
 from builder.build.run import build, over
 from builder.errors import BuilderError
@@ -49,7 +50,7 @@ def base_runner(
     missing = [blob for blob in blobs(nodes) if not store.has(blob)]
     if missing:
         fetch(store, missing, progress=progress)
-    with over(build(recipe, nodes, store, progress), store) as run_over:
+    with over(build(recipe, nodes, store, progress), store) as placed:
 
         def run(
             argv: Sequence[str],
@@ -58,6 +59,7 @@ def base_runner(
             binds: Sequence[Bind] = (),
             cwd: str = "/",
         ) -> None:
-            run_over(Spec(name="lock", argv=tuple(argv), env=env or {}, binds=tuple(binds), cwd=cwd, network=True))
+            spec = Spec(name="lock", argv=tuple(argv), env=env or {}, binds=tuple(binds), cwd=cwd, network=True)
+            sandbox.run(placed(spec))
 
         yield run

@@ -215,15 +215,14 @@ def _context(recipe: Recipe, node: Node, lower: Sequence[Path], draft: Draft, st
 
 
 @contextmanager
-def over(built: Sequence[Built], store: Store) -> Iterator[Callable[[Spec], None]]:
-    """Run commands over finished layers with a throw-away upper layer: `builder shell`, `builder lock`.
+def over(built: Sequence[Built], store: Store) -> Iterator[Callable[[Spec], Spec]]:
+    """Finished layers with a throw-away upper layer, to run commands over: `builder shell`, `builder lock`.
 
-    Yields a function that takes a Spec whose `layers`, `upper` and `work` it fills in.
+    Yields a function that fills in `layers`, `upper` and `work` of a Spec.
     """
     with store.scratch() as scratch:
         upper, work = scratch / "upper", scratch / "work"
         upper.mkdir()
         work.mkdir()
-        yield lambda spec: sandbox.run(
-            replace(spec, layers=tuple(stage.layer.tree for stage in built), upper=upper, work=work)
-        )
+        layers = tuple(stage.layer.tree for stage in built)
+        yield lambda spec: replace(spec, layers=layers, upper=upper, work=work)

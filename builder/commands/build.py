@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
 from builder import build as building
-from builder import console
+from builder import console, sandbox
 from builder.build import Built, Node, Template
 from builder.commands.common import beside, json_option, locked, project_folder, recipe_argument, variant_option
 from builder.errors import UsageError
@@ -181,8 +180,10 @@ def _result(made: Template, built: Sequence[Built]) -> dict[str, Any]:
 @click.argument("recipe", metavar="RECIPE[:STAGE]")
 @click.argument("command", nargs=-1)
 @variant_option
-def shell(recipe: str, command: tuple[str, ...], variant: str | None) -> None:
+def shell(recipe: str, command: tuple[str, ...], variant: str | None) -> int:
     """Run a shell, or COMMAND, over the layers of RECIPE up to STAGE; what it changes is thrown away.
+
+    The exit status is the command's own.
 
     \b
     Examples:
@@ -199,9 +200,10 @@ def shell(recipe: str, command: tuple[str, ...], variant: str | None) -> None:
     store = Store(default_root())
     wanted = nodes[: names.index(stage) + 1] if stage else nodes
     built = building.build(loaded, wanted, store, console.progress(False))
-    spec = Spec(name="shell", argv=command or ("/bin/bash", "-l"), interactive=True)
-    with building.over(built, store) as run:
-        run(replace(spec, env={"TERM": "xterm-256color"}))
+    env = {"TERM": "xterm-256color"}
+    spec = Spec(name="shell", argv=command or ("/bin/bash", "-l"), env=env, interactive=True)
+    with building.over(built, store) as placed:
+        return sandbox.attend(placed(spec))
 
 
 @click.command()

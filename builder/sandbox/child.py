@@ -6,6 +6,7 @@ Started by `builder.sandbox.engine` as ``main()`` with two arguments: the descri
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+import termios
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -86,10 +88,9 @@ def _init(spec: Spec, control: socket.socket) -> NoReturn:
 
 def _command(spec: Spec, control: socket.socket) -> NoReturn:
     try:
-        if spec.interactive:
-            _foreground()
-        else:
-            os.setsid()
+        os.setsid()
+        if spec.interactive and os.isatty(0):
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os.chdir(spec.cwd)
         os.umask(0o022)
         os.setgroups([])
@@ -109,14 +110,6 @@ def _command(spec: Spec, control: socket.socket) -> NoReturn:
     except OSError as error:
         _fail(control, error)
     os._exit(127)
-
-
-def _foreground() -> None:
-    """Make this process the terminal's foreground group, so that its shell has job control."""
-    os.setpgid(0, 0)
-    if os.isatty(0):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-        os.tcsetpgrp(0, os.getpgrp())
 
 
 def _fail(control: socket.socket, error: OSError) -> NoReturn:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from builder.command import tail
 from builder.errors import BuilderError
+from builder.sandbox import terminal
 from builder.sandbox.spec import Bind, Spec
 
 _START = "import sys; sys.path.append(sys.argv[1]); from builder.sandbox.child import main; main()"
@@ -39,22 +40,40 @@ def run(spec: Spec, *, log: Path | None = None) -> None:
     Needs uid 0, of the machine or of a user namespace (`userns.become_root`). All output is appended to `log`
     (created 0600). Raises BuilderError naming `spec.name`, the command, how it ended and its last lines.
     """
-    spec = _with_clock(_portable(spec))
+    result, said = _outcome(spec, log)
+    if result != {"exit": 0}:
+        raise failure(spec, result, said, log)
+
+
+def attend(spec: Spec) -> int:
+    """Run an interactive `spec` as `run` does, and return its exit status: 128 and the number for a signal.
+
+    Raises BuilderError when it could not be started.
+    """
+    result, said = _outcome(spec, None)
+    if "exit" in result:
+        return int(result["exit"])
+    if "signal" in result:
+        return 128 + int(result["signal"])
+    raise failure(spec, result, said)
+
+
+def _outcome(spec: Spec, log: Path | None) -> tuple[dict[str, Any], bytes]:
+    """How the command of `spec` ended (see `failure`), and its last output."""
+    spec = _portable(spec)
     ours, theirs = socket.socketpair()
     with ours, contextlib.ExitStack() as stack:
         written = stack.enter_context(_append(log)) if log else None
+        ends = stack.enter_context(terminal.opened()) if spec.interactive else None
         with theirs:
-            process = _start(spec, theirs)
+            process = _start(spec, theirs, ends[1] if ends else None)
         try:
-            said, result = _follow(process, ours, spec, written)
+            said, result = _follow(process, ours, spec, written, ends)
         except OSError as error:
             raise BuilderError(f"cannot write: {error.strerror}", where=log or f"stage {spec.name}") from error
         finally:
             _end(process)
-            if spec.interactive:
-                _take_terminal_back()
-    if result != {"exit": 0}:
-        raise failure(spec, result, said, log)
+    return result, said
 
 
 def _portable(spec: Spec) -> Spec:
@@ -86,23 +105,28 @@ def _append(log: Path) -> IO[bytes]:
         raise BuilderError(f"cannot write: {error.strerror}", where=log) from error
 
 
-def _start(spec: Spec, control: socket.socket) -> subprocess.Popen[bytes]:
+def _start(spec: Spec, control: socket.socket, tty: IO[bytes] | None) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-IBS", "-c", _START, _HOUSE, str(control.fileno()), str(os.getpid())]
-    pipes: dict[str, Any] = {}
-    if not spec.interactive:
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(
-        argv, env={}, cwd="/", pass_fds=[control.fileno()], start_new_session=not spec.interactive, **pipes
-    )
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    if spec.interactive:
+        names = ("stdin", "stdout", "stderr")
+        streams = {name: tty for number, name in enumerate(names) if tty is not None and os.isatty(number)}
+    return subprocess.Popen(argv, env={}, cwd="/", pass_fds=[control.fileno()], start_new_session=True, **streams)
 
 
 def _follow(
-    process: subprocess.Popen[bytes], control: socket.socket, spec: Spec, log: IO[bytes] | None
+    process: subprocess.Popen[bytes],
+    control: socket.socket,
+    spec: Spec,
+    log: IO[bytes] | None,
+    ends: terminal.Ends | None,
 ) -> tuple[bytes, dict[str, Any]]:
     """Hand the spec over, copy all output to `log`, and return the end of the output and the result."""
     wire = pickle.dumps(spec)
     with contextlib.suppress(BrokenPipeError):  # it died at once: its output says why
         control.sendall(len(wire).to_bytes(4, "big") + wire)
+    if ends:
+        terminal.join(ends)
     said = b""
     while process.stdout and (chunk := os.read(process.stdout.fileno(), 65536)):
         said = (said + chunk)[-_KEPT:]
@@ -120,13 +144,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     if process.stdout:
         process.stdout.close()
-
-
-def _take_terminal_back() -> None:
-    if os.isatty(0):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-        os.tcsetpgrp(0, os.getpgrp())
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def failure(spec: Spec, result: Mapping[str, Any], said: bytes, log: Path | None = None) -> BuilderError:

@@ -44,5 +44,5 @@ class Spec:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str = "/"
     network: bool = False  # True only for `builder lock`
-    interactive: bool = False  # `builder shell`: keeps the terminal
+    interactive: bool = False  # `builder shell`: the caller's input and output, its terminal by way of one of its own
     limits: Limits = Limits()

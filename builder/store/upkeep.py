@@ -77,7 +77,8 @@ def gc(store: Store, *, older_than: float | None, max_size: int | None, dry_run:
     """Remove what was not used for `older_than` seconds, then the least recently used down to `max_size` bytes.
 
     None means no such limit; a `max_size` of 0 keeps nothing, empty things neither. Whatever a builder that runs now
-    has used since it began is kept, so that builds need not wait; see `builder.store.session`. Raises BuilderError when something cannot be removed.
+    has used since it began is kept, so that builds need not wait; see `builder.store.session`. Raises BuilderError when
+    something cannot be removed.
     """
     aside: list[Path | None] = []
     with guarded(store.root):
