@@ -107,15 +107,16 @@ def operations(host: Host, say: Callable[[str], None]) -> Operations:
             if half is not None and _is_half_made(half):
                 host.recover(ctid, None)
             guests = look(host)
+            own = (run, digest)
+            made = [each for each in deployments(guests, TEMPLATE) if (each.mark.run, each.mark.digest) == own]
             if digest in needed_digests(host, guests, run):
-                say(f"template {digest[:12]} stays: another deployment needs it")
+                if made:
+                    say(f"template {digest[:12]} stays: another deployment needs it")
                 return
-            for guest in guests:
-                mark = guest.mark
-                if mark is not None and mark.run == run and mark.role == TEMPLATE and mark.digest == digest:
-                    host.recover(guest.ctid, None)
-                    if host.guest(guest.ctid) is not None:
-                        host.destroy(guest.ctid)
+            for found in made:
+                host.recover(found.guest.ctid, None)
+                if host.guest(found.guest.ctid) is not None:
+                    host.destroy(found.guest.ctid)
             volume = host.find_upload(name, digest) if uploaded and template_of(look(host), digest) is None else None
             if volume is not None:
                 host.forget_upload(volume)
