@@ -265,7 +265,10 @@ def _can_link(host: Host, template: int, container: Container) -> bool:
 def _configure(deploy: Deploy) -> str:
     plan = deploy.plan
     _check_same(deploy, plan.container.ctid, plan.run)
-    deploy.host.configure(_settings(plan, plan.profile))
+    settings = _settings(plan, plan.profile)
+    if plan.replaces is not None:  # until it has answered, a reboot brings the old one back and not both
+        settings = replace(settings, container=replace(settings.container, onboot=False))
+    deploy.host.configure(settings)
     network = plan.container.network
     cards = ", ".join(map(str, plan.container.gpus or ())) or "none"
     return f"{network.ip} on {network.bridge}, {network.mac}; cards {cards}"
@@ -339,4 +342,6 @@ def _retire(deploy: Deploy, old: Replaced) -> str:
     """Two containers with one address must not both come up with the host."""
     _check_same(deploy, old.ctid, old.run)
     deploy.host.set_onboot(old.ctid, False)
+    if deploy.plan.container.onboot:
+        deploy.host.set_onboot(deploy.plan.container.ctid, True)
     return f"{old.ctid} stays stopped; `builder destroy {deploy.plan.container.name} --old` removes it"

@@ -10,13 +10,16 @@ from typing import Any, NoReturn
 
 import pytest
 
+from builder.deploy import profile as profiles
 from builder.deploy import run as runs
 from builder.deploy.deployments import deployments, find
 from builder.deploy.host.base import Capabilities
 from builder.deploy.journal import Journal, folder_of
-from builder.deploy.model import Guest, Mark
+from builder.deploy.model import Container, Guest, Mark, Settings
+from builder.deploy.plan import Plan, Replaced, Source
+from builder.deploy.profile.secrets import Secrets
 from builder.deploy.shell import Done, Shell
-from builder.deploy.steps import operations
+from builder.deploy.steps import Deploy, operations, steps
 from builder.errors import BuilderError, UsageError
 from builder.progress import Silent
 
@@ -65,6 +68,9 @@ class SimulatedHost:
     def set_onboot(self, ctid: int, onboot: bool) -> None:
         self.all[ctid] = replace(self.all[ctid], config={"onboot": f"{onboot:d}"})
 
+    def configure(self, settings: Settings) -> None:
+        self.set_onboot(settings.container.ctid, settings.container.onboot)
+
     def destroy(self, ctid: int) -> None:
         assert not self.all[ctid].running
         del self.all[ctid]
@@ -78,6 +84,20 @@ def made(ctid: int, name: str = "fp8", run: str = "r1", role: str = "server", **
 
 def host_of(*guests: Guest) -> Any:
     return SimulatedHost({guest.ctid: guest for guest in guests})
+
+
+def plan_of(replaces: Replaced | None = None, **more: Any) -> Plan:
+    profile = profiles.load(Path(__file__).parents[3] / "recipes/vllm-cpu", "cpu")
+    container = Container(930 if replaces else 921, "fp8", onboot=True)
+    source = Source("t.tar.zst", DIGEST, "t", 1, None)  # type: ignore[arg-type]
+    template = Container(920, "t")
+    values: dict[str, Any] = {"fallback": None, "full": False, "volume": None, "listen": None, "unit": False}
+    return Plan("r2", "2026", source, template, container, profile, replaces=replaces, had_unit=False, **values, **more)
+
+
+def do(host: Any, plan: Plan, name: str) -> None:
+    (step,) = [step for step in steps(Deploy(plan, host, Secrets(), Silent(), 1)) if step.name == name]
+    step.run()
 
 
 def undo(host: Any, operation: str, **values: Any) -> list[str]:
@@ -124,6 +144,25 @@ def test_an_id_that_another_one_has_by_now_is_left_alone_and_said(operation: str
     assert "container 921" in said
     assert "left alone" in said
     assert host.all == {921: other}
+
+
+def test_a_reboot_in_the_middle_of_a_replacement_starts_one_of_the_two() -> None:
+    host = host_of(made(921, config={"onboot": "1"}), made(930, run="r2"))
+    plan = plan_of(Replaced(921, "r1", running=True, onboot=True))
+    do(host, plan, "configure")
+    assert (host.all[921].onboot, host.all[930].onboot) == (True, False)
+    do(host, plan, "retire old")
+    assert (host.all[921].onboot, host.all[930].onboot) == (False, True)
+
+
+@pytest.mark.parametrize("name", ["configure", "stop old", "start", "ssh host keys", "serve", "retire old"])
+def test_a_step_that_is_done_days_later_stops_at_somebody_elses_containers(name: str) -> None:
+    old, new = (Guest(ctid, "theirs", running=True, config={}) for ctid in (921, 930))
+    host = host_of(old, new)
+    with pytest.raises(BuilderError, match=r"container 9(21|30): \(theirs\) is another one now"):
+        do(host, plan_of(Replaced(921, "r1", running=True, onboot=True)), name)
+    assert host.all == {921: old, 930: new}
+    assert host.shell.record == []
 
 
 def test_what_was_half_made_and_is_somebodys_after_all_is_left_alone() -> None:
