@@ -16,24 +16,25 @@ _NAMES = {
     "epoch": "SourceDateEpoch",
     "below": "the layers below",
 }
+_LISTING = "listing"
 _NAMED = 4
 """How many changed settings, files or inputs are named one by one."""
 
 
-def remember(store: Store, recipe: str, stage: str, body: Mapping[str, Any]) -> None:
-    """Keep `body`, the key's JSON of a stage that is now in the store, for the next `explain`."""
-    text, place = json.dumps(body, sort_keys=True), _place(recipe, stage)
+def remember(store: Store, recipe: str, stage: str, body: Mapping[str, Any], listing: Mapping[str, str]) -> None:
+    """Keep the key's JSON of a stage that is now in the store, and the digests of its copied files, for `explain`."""
+    text, place = json.dumps({**body, _LISTING: dict(listing)}, sort_keys=True), _place(recipe, stage)
     if _read(store, place) != text:
         store.write_text(place, text)
 
 
-def explain(store: Store, recipe: str, stage: str, body: Mapping[str, Any]) -> str:
+def explain(store: Store, recipe: str, stage: str, body: Mapping[str, Any], listing: Mapping[str, str]) -> str:
     """What changed since the last build of this stage, as one phrase; for a stage that is not in the store."""
     last = _read(store, _place(recipe, stage))
     if last is None:
         return "never built in this store"
     try:
-        changes = list(_changes(json.loads(last), body))
+        changes = list(_changes(json.loads(last), {**body, _LISTING: listing}))
     except (ValueError, TypeError, AttributeError):
         return "the record of its last build is damaged"
     return "changed: " + ", ".join(changes) if changes else "its layer is no longer in the store"
@@ -53,9 +54,20 @@ def _read(store: Store, place: Path) -> str | None:
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     named = [text for name, text in _NAMES.items() if old.get(name) != new.get(name)]
     settings = _differing(old.get("params", {}), new.get("params", {}))
-    files = _differing(old.get("files", {}), new.get("files", {}))
+    files = [
+        path for name in _differing(old.get("files", {}), new.get("files", {})) for path in _within(name, old, new)
+    ]
     inputs = _differing(dict(old.get("blobs", [])), dict(new.get("blobs", [])))
     return [*named, *_some("setting", settings), *_some("file", files), *_some("locked input", inputs)]
+
+
+def _within(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The files that changed in the copied file or folder `name`; itself where an older record does not list them."""
+    mine = [
+        {path: digest for path, digest in each.get(_LISTING, {}).items() if f"{path}/".startswith(f"{name}/")}
+        for each in (old, new)
+    ]
+    return _differing(*mine) if all(mine) else [name]
 
 
 def _some(what: str, names: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Node:
     kind: Kind
     inputs: Inputs
     body: Mapping[str, Any]
+    listing: Mapping[str, str]
+    """Every copied file by its path in the recipe, with its digest: to name what changed."""
 
     def full_body(self, below: str) -> dict[str, Any]:
         """The key's JSON over the stack whose digest is `below`."""
@@ -86,16 +88,18 @@ def recipe_digest(recipe: Recipe, nodes: Sequence[Node]) -> str:
 
 def _node(recipe: Recipe, stage: Stage, lock: Lock, kind: Kind) -> Node:
     inputs = kind.inputs(recipe, stage, lock)
+    described = {name: _described(path) for name, path in sorted(inputs.files.items())}
     body = {
         "format": LAYER_FORMAT,
         "kind": kind.name,
         "version": kind.version,
         "params": dict(inputs.params),
         "blobs": [[blob.filename, blob.sha256] for blob in inputs.blobs],
-        "files": {name: file_digest(path) for name, path in sorted(inputs.files.items())},
+        "files": {name: canonical.digest(each) for name, each in described.items()},
         "epoch": recipe.source_date_epoch,
     }
-    return Node(stage, kind, inputs, body)
+    listing = dict(pair for name, each in described.items() for pair in _listed(name, each))
+    return Node(stage, kind, inputs, body, listing)
 
 
 def file_digest(path: Path) -> str:
@@ -103,10 +107,23 @@ def file_digest(path: Path) -> str:
 
     Raises BuilderError naming what cannot be read, or is neither file, folder nor link.
     """
+    return canonical.digest(_described(path))
+
+
+def _described(path: Path) -> list[Any]:
     try:
-        return canonical.digest(_describe(path))
+        return _describe(path)
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=error.filename or path) from error
+
+
+def _listed(name: str, described: list[Any]) -> Iterator[tuple[str, str]]:
+    """What `_describe` found, without the folders that hold something: path and digest."""
+    if described[0] == "dir" and described[1]:
+        for inner, each in described[1]:
+            yield from _listed(f"{name}/{inner}", each)
+    else:
+        yield name, canonical.digest(described)
 
 
 def _describe(path: Path) -> list[Any]:

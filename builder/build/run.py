@@ -63,7 +63,7 @@ def outlook(recipe: Recipe, nodes: Sequence[Node], store: Store) -> Iterator[tup
             continue
         layer = store.layer(node.key(below))
         if layer is None:
-            yield node, explain.explain(store, recipe.full_name, node.stage.name, node.full_body(below))
+            yield node, explain.explain(store, recipe.full_name, node.stage.name, node.full_body(below), node.listing)
             below, rebuilt = None, node.stage.name
         else:
             yield node, CACHED
@@ -88,7 +88,7 @@ def _stage(recipe: Recipe, node: Node, below: str, done: Sequence[Built], store:
     layer = _sound(store.layer(key), name, store, progress)
     if layer is not None:
         return Built(node, key, layer, CACHED, 0.0)
-    reason = explain.explain(store, recipe.full_name, name, body)
+    reason = explain.explain(store, recipe.full_name, name, body, node.listing)
     started = time.monotonic()
     log = store.folder("tmp", "logs") / f"{recipe.full_name}-{name}.log"
     with progress.task(f"{name}: {reason}"), store.draft(key) as draft, _named(node, store):
@@ -105,7 +105,7 @@ def _stage(recipe: Recipe, node: Node, below: str, done: Sequence[Built], store:
         facts = {"recipe": recipe.full_name, "stage": name, "kind": node.kind.name, "body": body}
         layer = draft.commit(index, facts)
         log.unlink(missing_ok=True)
-    explain.remember(store, recipe.full_name, name, body)
+    explain.remember(store, recipe.full_name, name, body, node.listing)
     return Built(node, key, layer, reason, seconds)
 
 

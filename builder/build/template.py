@@ -77,7 +77,8 @@ def make(
     )
     below = EMPTY_STACK
     for stage in built:
-        explain.remember(store, recipe.full_name, stage.node.stage.name, stage.node.full_body(below))
+        node = stage.node
+        explain.remember(store, recipe.full_name, node.stage.name, node.full_body(below), node.listing)
         below = stack_digest(below, stage.layer.digest)
     identity = _identity(recipe, lock, [stage.node for stage in built], below)
     record = {"identity": identity, "sha256": packed.sha256, "stats": _stats(packed.path)}

@@ -157,3 +157,13 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys(value: Any) -> None
 def test_canonical_json_refuses_floats(value: float) -> None:
     with pytest.raises(TypeError):
         canonical.encode({"a": [value]})
+
+
+def test_every_copied_file_is_listed_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "etc" / "empty").mkdir(parents=True)
+    (tmp_path / "etc" / "a").write_text("a")
+    (tmp_path / "one").write_text("1")
+    of = kind(files={"files": tmp_path, "one": tmp_path / "one"})
+    (node,) = plan(recipe(stage()), Lock("r", ""), {"test": of})
+    assert set(node.listing) == {"files/etc/a", "files/etc/empty", "files/one", "one"}
+    assert node.listing["one"] == node.listing["files/one"] == node.body["files"]["one"]
