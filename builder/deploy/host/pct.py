@@ -43,7 +43,10 @@ class Pct:
         if found is None:
             return next((guest for guest in self.guests() if guest.ctid == ctid), None)
         guest = found.guest(ctid, running=False)
-        return guest if guest.template else replace(guest, running=self._runs(ctid))
+        if guest.template:
+            return guest
+        running = self._runs(ctid)
+        return self.guest(ctid) if running is None else replace(guest, running=running)
 
     def storages(self) -> tuple[Storage, ...]:
         """All storages of the node, by name."""
@@ -195,9 +198,12 @@ class Pct:
             return None
         raise explain.failure(done, ctid)
 
-    def _runs(self, ctid: int) -> bool:
+    def _runs(self, ctid: int) -> bool | None:
+        """None: it was taken away since its configuration was read, as Proxmox does with a clone that is cut short."""
         done = self.shell.ask("pct", "status", str(ctid))
         if done.status != 0:
+            if b"does not exist" in done.err:
+                return None
             raise explain.failure(done, ctid)
         return done.text.strip() == "status: running"
 

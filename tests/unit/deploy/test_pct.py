@@ -111,6 +111,12 @@ def test_a_free_id_has_no_guest() -> None:
     assert pct({"cat /etc/pve/lxc/941.conf": [GONE]})[0].guest(941) is None
 
 
+def test_a_guest_that_goes_while_it_is_looked_at_is_gone() -> None:
+    gone = failed("Configuration file 'nodes/vm/lxc/941.conf' does not exist", 2)
+    answers: Answers = {"cat /etc/pve/lxc/941.conf": [told("941.conf"), GONE], "pct status 941": [gone]}
+    assert pct(answers)[0].guest(941) is None
+
+
 def test_storages_are_those_of_the_node() -> None:
     found = {storage.name: storage for storage in pct({})[0].storages()}
     assert (found["local"].kind, found["local"].free, found["local"].containers) == ("dir", 40343781376, True)
