@@ -46,7 +46,7 @@ def deploy(
     folder = folder_of(host.name, ctid)
     with locked(folder, f"container {ctid} on {host.name}"):
         journal = Journal(folder)
-        _refuse_unfinished(journal.read(), ctid)
+        _refuse_unfinished(host, journal.read(), ctid)
         made = plan()
         if made.replaces is not None:
             _refuse_part_of_run(host, made.replaces.ctid)
@@ -68,7 +68,7 @@ def resume(
         journal = Journal(folder)
         run = _unfinished(journal.read(), ctid)
         if run.undoing:
-            hint = f"run `builder rollback {ctid}`"
+            hint = f"run `builder rollback {ctid}`{_there(host)}"
             raise UsageError("its last run was being rolled back", where=f"container {ctid}", hint=hint)
         made = Plan.of(run.request)
         todo = steps(_ready(Deploy(made, host, secrets(made), progress, deadline)))
@@ -91,7 +91,7 @@ def destroy(host: Host, found: Deployment, progress: Progress) -> None:
     ctid = found.guest.ctid
     folder = folder_of(host.name, ctid)
     with locked(folder, f"container {ctid} on {host.name}"):
-        _refuse_unfinished(Journal(folder).read(), ctid)
+        _refuse_unfinished(host, Journal(folder).read(), ctid)
         _refuse_part_of_run(host, ctid)
         _refuse_changed(host, found)
         with progress.task(f"destroy {ctid}"):
@@ -133,7 +133,7 @@ def _ready(deploy: Deploy) -> Deploy:
     return deploy
 
 
-def _refuse_unfinished(run: Run | None, ctid: int) -> None:
+def _refuse_unfinished(host: Host, run: Run | None, ctid: int) -> None:
     if run is not None and run.end is None:
         way = (
             f"`builder rollback {ctid}`"
@@ -141,7 +141,12 @@ def _refuse_unfinished(run: Run | None, ctid: int) -> None:
             else f"`builder deploy --ctid {ctid} --resume` or `builder rollback {ctid}`"
         )
         what = f"the run of {run.started} is unfinished ({len(run.steps)} steps begun)"
-        raise BuilderError(what, where=f"container {ctid}", hint=f"run {way}")
+        raise BuilderError(what, where=f"container {ctid}", hint=f"run {way}{_there(host)}")
+
+
+def _there(host: Host) -> str:
+    """What a command needs besides, where the host is not the default one."""
+    return "" if host.name == "pct" else ", with the same --host"
 
 
 def _refuse_part_of_run(host: Host, ctid: int) -> None:
@@ -149,7 +154,7 @@ def _refuse_part_of_run(host: Host, ctid: int) -> None:
     for begun, run in other_runs(host):
         if ctid in ((run.request.get(key) or {}).get("ctid") for key in ("container", "replaces")):
             what = f"belongs to the run of {run.started} for {begun}, which is unfinished"
-            hint = f"wait for it, or run `builder rollback {begun}`"
+            hint = f"wait for it, or run `builder rollback {begun}`{_there(host)}"
             raise BuilderError(what, where=f"container {ctid}", hint=hint)
 
 
