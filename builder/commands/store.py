@@ -89,7 +89,7 @@ def ls(as_json: bool) -> None:
 @click.option("--jobs", type=click.IntRange(min=1), help="Files read at a time; one a CPU when left out.")
 @json_option
 def verify(jobs: int | None, as_json: bool) -> int:
-    """Read every byte of the store; remove what is damaged. Exit status 1 when something was.
+    """Read every byte of the store; remove what is damaged. Exit status 1 when something was, or there is no store.
 
     \b
     Example:
@@ -97,6 +97,8 @@ def verify(jobs: int | None, as_json: bool) -> int:
     """
     become_root()
     here = Store(default_root())
+    if not here.root.is_dir():
+        raise BuilderError("there is no store", where=here.root, hint="`builder fetch` and `builder build` make one")
     damages = upkeep.verify(here, jobs=jobs, progress=console.progress(as_json))
     if as_json:
         found = [{"kind": damage.kind, "name": damage.name, "what": damage.what} for damage in damages]
@@ -187,10 +189,11 @@ def export_(recipe: Path, file: str, variant: str | None) -> None:
 @store.command("import")
 @click.argument("file", metavar="FILE|-")
 @json_option
-def import_(file: str, as_json: bool) -> None:
+def import_(file: str, as_json: bool) -> int:
     """Take what `builder store export` wrote to FILE, or stdin, into the store, verified; what is there stays.
 
-    What is damaged or missing in FILE is left out with a line, and costs a later build the time to fetch or make it.
+    What is damaged or missing in FILE, as when it was cut short, is left out with a line; then the exit status is 1.
+    The rest is taken: a later build has to fetch or make what was left out.
     A layer is compared with the index that came with it: import only what was exported by those you trust.
 
     \b
@@ -206,11 +209,12 @@ def import_(file: str, as_json: bool) -> None:
         left_out = [{"what": what, "why": why} for what, why in done.left_out]
         counts = {"blobs": done.blobs, "layers": done.layers, "size": done.size, "there": done.there}
         console.print_json({**counts, "left_out": left_out})
-        return
+        return 1 if left_out else 0
     for what, why in done.left_out:
         progress.say(f"{what} {why}: left out")
     taken = f"{_count(done.blobs, 'blob')} and {_count(done.layers, 'layer')} taken, {console.human(done.size)}"
     click.echo(f"{taken}; {done.there} in the store before, {len(done.left_out)} left out")
+    return 1 if done.left_out else 0
 
 
 @contextmanager

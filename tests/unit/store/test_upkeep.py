@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from builder.cli import cli
-from builder.store import Store, fetch, upkeep
+from builder.errors import BuilderError
+from builder.progress import Silent
+from builder.store import Store, bundle, fetch, upkeep
 
 from .conftest import Web, blob, files
 from .test_store import KEY, make_layer
@@ -214,6 +217,31 @@ def test_the_command_verify(command, filled: Store) -> None:
     assert f"blob {bad.name} has sha256 e3b0c442" in result.output
     assert result.return_value == 1
     assert json.loads(command("verify", "--json").stdout) == {"damaged": []}
+
+
+def test_no_store_is_not_a_sound_one(command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BUILDER_STORE", str(tmp_path / "nowhere"))
+    with pytest.raises(BuilderError, match="nowhere: there is no store"):
+        command("verify")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_an_archive_that_was_cut_short_ends_with_status_1(
+    command, filled: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = io.BytesIO()
+    held = [blob(bytes([number]) * 100, name=f"file-{number}") for number in (1, 2, 3)]
+    bundle.write(filled, held, [], whole, Silent())
+    (tmp_path / "whole.tar").write_bytes(whole.getvalue())
+    (tmp_path / "half.tar").write_bytes(whole.getvalue()[:2600])
+    monkeypatch.setenv("BUILDER_STORE", str(tmp_path / "other"))
+    done = command("import", str(tmp_path / "half.tar"))
+    assert done.return_value == 1
+    assert "file-3 is missing: the archive is damaged or cut short: left out" in done.stderr
+    told = command("import", str(tmp_path / "half.tar"), "--json")
+    assert told.return_value == 1
+    assert json.loads(told.stdout)["left_out"]
+    assert command("import", str(tmp_path / "whole.tar")).return_value == 0
 
 
 def test_the_command_gc(command) -> None:
