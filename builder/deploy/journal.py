@@ -199,3 +199,9 @@ def unfinished() -> tuple[tuple[str, int, Run], ...]:
         if run is not None and run.end is None and path.parent.name.isdigit():
             found.append((path.parent.parent.name, int(path.parent.name), run))
     return tuple(found)
+
+
+def others(host: str, run: str = "") -> tuple[tuple[int, Run], ...]:
+    """The unfinished runs on the host of this name, but for `run`, with the ids that they were begun for."""
+    here = folder_name(host)
+    return tuple((ctid, found) for name, ctid, found in unfinished() if name == here and found.run != run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +17,7 @@ from builder.deploy.containers import Loaded
 from builder.deploy.deployments import SERVER, deployments, free_id, look, template_of
 from builder.deploy.gpu.preflight import Need
 from builder.deploy.host.base import Host
+from builder.deploy.journal import others
 from builder.deploy.model import Container, Folder, Guest, Network, from_jsonable, jsonable
 from builder.deploy.profile.model import Profile
 from builder.errors import BuilderError, UsageError
@@ -142,10 +143,11 @@ def make(wish: Wish, loaded: Loaded, host: Host, progress: Progress) -> Plan:
         container = replace(container, models=(MODELS,))
     if wish.check:
         _check(wish, [profile, fallback] if fallback else [profile], progress)
-    template = _template(wish, loaded, container, made, guests)
+    begun = [run.request for _, run in others(host.name)]
+    template = _template(wish, loaded, container, made, guests, begun)
     replaced = _replaced(container, guests) if wish.replace else None
     if replaced is not None:
-        container = replace(container, ctid=_spare(container, loaded, guests))
+        container = replace(container, ctid=_spare(container, loaded, guests, begun))
     elif (taken := next((guest for guest in guests if guest.ctid == container.ctid), None)) is not None:
         raise _taken(taken)
     else:
@@ -225,10 +227,22 @@ def _check(wish: Wish, wanted: Sequence[Profile], progress: Progress) -> None:
         raise BuilderError(said, where="check", hint=f"see `builder check {wish.template}`, or give --no-check")
 
 
-def _template(wish: Wish, loaded: Loaded, container: Container, made: Source, guests: Sequence[Guest]) -> Container:
-    """The container that is or becomes the template; the size of its root disk follows from the file."""
+def _template(
+    wish: Wish,
+    loaded: Loaded,
+    container: Container,
+    made: Source,
+    guests: Sequence[Guest],
+    begun: Sequence[Mapping[str, Any]],
+) -> Container:
+    """The container that is or becomes the template; the size of its root disk follows from the file.
+
+    Of the runs that have not ended, those with the same file make the same template, the others have ids of their own.
+    """
     existing = template_of(guests, made.digest)
-    ids = loaded.template_ids or TEMPLATE_IDS
+    rest = [request for request in begun if _part(request, "source").get("digest") != made.digest]
+    taken = [_part(request, "template").get("ctid") for request in rest]
+    ids = [ctid for ctid in loaded.template_ids or TEMPLATE_IDS if ctid not in taken]
     ctid = existing.ctid if existing else free_id(guests, ids, "the template")
     need = int(made.unpacked * _ROOM / _GIB) + 2
     if container.root_gib < need:
@@ -248,6 +262,10 @@ def _template(wish: Wish, loaded: Loaded, container: Container, made: Source, gu
     )
 
 
+def _part(request: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return request.get(key) or {}
+
+
 def _replaced(container: Container, guests: Sequence[Guest]) -> Replaced:
     named = [found for found in deployments(guests, SERVER) if found.mark.name == container.name]
     named.sort(key=lambda found: (found.guest.running, found.guest.ctid == container.ctid))
@@ -258,8 +276,9 @@ def _replaced(container: Container, guests: Sequence[Guest]) -> Replaced:
     return Replaced(old.ctid, mark.run, old.running, old.onboot)
 
 
-def _spare(container: Container, loaded: Loaded, guests: Sequence[Guest]) -> int:
-    wanted = (container.ctid, *(loaded.spare_ids or SPARE_IDS))
+def _spare(container: Container, loaded: Loaded, guests: Sequence[Guest], begun: Sequence[Mapping[str, Any]]) -> int:
+    taken = [_part(request, "container").get("ctid") for request in begun]
+    wanted = [ctid for ctid in (container.ctid, *(loaded.spare_ids or SPARE_IDS)) if ctid not in taken]
     return free_id(guests, wanted, f"the replacement of {container.name}")
 
 

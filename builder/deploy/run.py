@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from builder.deploy.deployments import TEMPLATE, Deployment, deployments, look
 from builder.deploy.host.base import Host
-from builder.deploy.journal import Journal, Run, folder_of, locked
+from builder.deploy.journal import Journal, Run, folder_of, locked, others
 from builder.deploy.plan import Plan
 from builder.deploy.profile import render
 from builder.deploy.profile.secrets import Secrets
-from builder.deploy.steps import Deploy, needed_digests, operations, other_runs, steps, template_lock
+from builder.deploy.steps import Deploy, needed_digests, operations, steps, template_lock
 from builder.deploy.transaction import perform, roll_back
 from builder.errors import BuilderError, UsageError
 from builder.progress import Progress
@@ -151,7 +151,7 @@ def _there(host: Host) -> str:
 
 def _refuse_part_of_run(host: Host, ctid: int) -> None:
     """A run that replaces a container has a spare id or takes another container's place: both are in its request."""
-    for begun, run in other_runs(host):
+    for begun, run in others(host.name):
         if ctid in ((run.request.get(key) or {}).get("ctid") for key in ("container", "replaces")):
             what = f"belongs to the run of {run.started} for {begun}, which is unfinished"
             hint = f"wait for it, or run `builder rollback {begun}`{_there(host)}"

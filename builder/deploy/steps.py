@@ -14,7 +14,7 @@ from builder.deploy import profile as profiles
 from builder.deploy.deployments import SERVER, TEMPLATE, deployments, look, tags, template_of
 from builder.deploy.host.base import Host
 from builder.deploy.inside import UNIT, plain
-from builder.deploy.journal import Run, Undo, folder_name, locked, state_root, unfinished
+from builder.deploy.journal import Undo, folder_name, locked, others, state_root
 from builder.deploy.model import Container, Device, File, Guest, Mark, Settings, jsonable
 from builder.deploy.plan import Plan, Replaced, now
 from builder.deploy.profile.model import Profile
@@ -122,8 +122,8 @@ def operations(host: Host, say: Callable[[str], None]) -> Operations:
                 host.forget_upload(volume)
 
     def uninstall_unit(run: str) -> None:
-        others = any((found.request.get("container") or {}).get("gpus") for _, found in other_runs(host, run))
-        if others or any(_has_card(guest) for guest in look(host)):
+        given = any((found.request.get("container") or {}).get("gpus") for _, found in others(host.name, run))
+        if given or any(_has_card(guest) for guest in look(host)):
             say(f"{gpu.UNIT} stays: other containers have cards")
         else:
             gpu.uninstall(host.shell)
@@ -138,17 +138,11 @@ def operations(host: Host, say: Callable[[str], None]) -> Operations:
     }
 
 
-def other_runs(host: Host, run: str = "") -> tuple[tuple[int, Run], ...]:
-    """Runs on this host, but for `run`, that have not ended, with the ids that they were begun for."""
-    here = folder_name(host.name)
-    return tuple((ctid, found) for name, ctid, found in unfinished() if name == here and found.run != run)
-
-
 def needed_digests(host: Host, guests: Sequence[Guest], run: str = "") -> frozenset[str]:
     """The sha256 of the templates that deployments, or runs that have not ended, were made from; those of `run` do not
     count."""
     made = (found.mark.digest for found in deployments(guests) if found.mark.run != run)
-    begun = (str((found.request.get("source") or {}).get("digest")) for _, found in other_runs(host, run))
+    begun = (str((found.request.get("source") or {}).get("digest")) for _, found in others(host.name, run))
     return frozenset((*made, *begun))
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from builder.deploy import containers, plan
 from builder.deploy.host.base import Capabilities, Storage
+from builder.deploy.journal import Journal, folder_of
 from builder.deploy.model import Container, Guest, Mark
 from builder.deploy.plan import Plan, Wish
 from builder.deploy.shell import Done, Shell
@@ -64,6 +65,11 @@ class SimulatedHost:
 def guest(ctid: int, name: str, role: str = "server", digest: str = DIGEST, **more: Any) -> Guest:
     mark = Mark("r0", name, role, digest, "vllm-cpu_1_amd64", made=f"2026-01-01T00:00:{ctid % 60:02}+00:00")
     return Guest(ctid, name, template=role == "template", description=mark.line(), **more)
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUILDER_STATE", str(tmp_path / "state"))
 
 
 @pytest.fixture
@@ -132,6 +138,18 @@ def test_the_one_that_runs_is_replaced_under_a_free_id(template: Path) -> None:
     assert made.container.ctid == 931
     host.given = [guest(930, "cpu", running=True)]
     assert make(template, host, replace=True).container.ctid == 921
+
+
+def test_what_runs_that_have_not_ended_take_is_not_free(template: Path) -> None:
+    request = {"source": {"digest": "cd" * 32}, "template": {"ctid": 920}, "container": {"ctid": 930}}
+    folder = folder_of("simulated", 950)
+    folder.mkdir(parents=True)
+    Journal(folder).begin("r9", request, "2026-01-01T00:00:00+00:00")
+    made = make(template, SimulatedHost([guest(921, "cpu", running=True)]), replace=True)
+    assert (made.template.ctid, made.container.ctid) == (923, 931)
+    Journal(folder).end("rolled back")
+    made = make(template, SimulatedHost([guest(921, "cpu", running=True)]), replace=True)
+    assert (made.template.ctid, made.container.ctid) == (920, 930)
 
 
 def test_all_that_is_wrong_is_told_in_one_error(template: Path) -> None:
