@@ -15,7 +15,7 @@ from builder.pack.write import Written
 from builder.recipe.model import Target
 from builder.tree import Entry
 
-FORM = 2
+FORM = 3
 """Raised when manifest or bill of materials would tell more of the same template, which is then told anew."""
 
 _OF_VENV = ("name", "path", "python", "requirements")
