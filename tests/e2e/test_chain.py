@@ -84,7 +84,7 @@ def test_a_changed_file_rebuilds_its_stage_alone_and_says_so(root_user: User, tm
     about = here.folder / "recipes/smoke/files/etc/smoke/about"
     about.write_text(f"{uuid4()}\n")
     rows = {row["stage"]: row["reason"] for row in here.json("build", "recipes/smoke", "--dry-run")}
-    assert rows == {"base": "cached", "wheels": "cached", "system": "changed: file files"}
+    assert rows == {"base": "cached", "wheels": "cached", "system": "changed: file files/etc/smoke/about"}
     made = here.json("build", "recipes/smoke")
     assert [stage["reason"] == "cached" for stage in made["stages"]] == [True, True, False]
 
