@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import HOUSE, User
 from container import Bridge, booted, new_bridge
+from dockerd import private_dockerd
 from project import STORE, Project, project
 
 pytestmark = [
@@ -130,3 +131,16 @@ def test_an_ordinary_user_gets_the_same_bytes(
     ours = here.json("template", "recipes/vllm-blackwell")
     measure("vllm-blackwell by an ordinary user", {"sha256": made["sha256"], "same": made["sha256"] == ours["sha256"]})
     assert made["sha256"] == ours["sha256"]
+
+
+@pytest.mark.parametrize(("recipe", "variations"), [("smoke", ""), ("vllm-blackwell", "user+path+future,docker")])
+def test_the_same_bytes_in_other_surroundings(
+    here: Project, ordinary_user: User, measure: Measure, recipe: str, variations: str
+) -> None:
+    """smoke in every variation, the big template in two rebuilds; what is not tried fails."""
+    with private_dockerd() as host:
+        named = ["--variations", variations] if variations else []
+        told = here.with_env(DOCKER_HOST=host).json("rebuild-check", f"recipes/{recipe}", *named)
+    states = {row["variation"]: row["state"] for row in told["variations"]}
+    measure(f"{recipe} again", {"sha256": told["sha256"], **states})
+    assert set(states.values()) == {"same"}
