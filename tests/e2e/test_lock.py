@@ -280,7 +280,6 @@ def test_a_wheel_from_after_exclude_newer_is_refused(smoke: Project) -> None:
         ('"packaging==25.0"', '"packaging==25.0", "httpcore<1"', "environment smoke: "),
         ('"packaging==25.0"', '"packaging==99.0"', "there is no version of packaging==99.0"),
         ("/usr/bin/python3.11", "/usr/bin/python3.99", "/usr/bin/python3.99"),
-        ('"packaging==25.0"', '"--pre"', "environment smoke: '--pre' is not a requirement"),
     ],
 )
 def test_what_cannot_be_locked_leaves_the_lock(smoke: Project, old: str, new: str, told: str) -> None:
@@ -290,6 +289,12 @@ def test_what_cannot_be_locked_leaves_the_lock(smoke: Project, old: str, new: st
     assert told in message
     assert message.count("\n") == 1
     assert (lock_file(smoke).read_bytes(), wheels(smoke).read_bytes()) == before
+
+
+def test_what_is_no_requirement_is_told_by_line(smoke: Project) -> None:
+    edit(smoke, '"packaging==25.0"', '"--pre"')
+    message = fails(smoke, 2, "lock", "recipes/smoke")
+    assert 'recipe.toml:24: Requirements in [[Venv]] "smoke" has "--pre", which is no requirement' in message
 
 
 def test_overrides_need_uv(smoke: Project) -> None:
