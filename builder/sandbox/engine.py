@@ -60,7 +60,7 @@ def attend(spec: Spec) -> int:
 
 def _outcome(spec: Spec, log: Path | None) -> tuple[dict[str, Any], bytes]:
     """How the command of `spec` ended (see `failure`), and its last output."""
-    spec = _portable(spec)
+    spec = _with_clock(_portable(spec))
     ours, theirs = socket.socketpair()
     with ours, contextlib.ExitStack() as stack:
         written = stack.enter_context(_append(log)) if log else None
