@@ -22,7 +22,7 @@ class Deployment:
 
 
 def deployments(guests: Sequence[Guest], role: str = SERVER) -> tuple[Deployment, ...]:
-    """Those of `guests` that carry a mark of this role. Raises BuilderError for a mark that cannot be read."""
+    """Those of `guests` that carry a mark of this role."""
     marked = ((guest, guest.mark) for guest in guests)
     return tuple(Deployment(guest, mark) for guest, mark in marked if mark is not None and mark.role == role)
 

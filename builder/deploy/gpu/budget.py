@@ -32,8 +32,7 @@ def promises(guests: Sequence[Guest], entries: Mapping[int, Mapping[str, Any]]) 
     """What the host's containers may take, by card and ctid.
 
     Counted are those that run or start at boot. A share is from the container's mark, else from its entry in
-    phoenix_lxc_configs.json, else unknown. `guests` have their whole configuration. Raises BuilderError for a mark that
-    cannot be read.
+    phoenix_lxc_configs.json, else unknown. `guests` have their whole configuration.
     """
     found = [promise for guest in guests if _counts(guest) for promise in _of(guest, entries.get(guest.ctid))]
     return tuple(sorted(found, key=lambda promise: (promise.card, promise.ctid)))

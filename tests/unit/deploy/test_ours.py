@@ -130,7 +130,15 @@ def test_a_clone_by_hand_is_not_the_builders_though_it_has_a_copy_of_the_mark() 
     assert sorted(host.all) == [920, 921, 960, 961]
 
 
-@pytest.mark.parametrize("words", ["builder: Anna", "builder:", "builder: [1]", 'builder: {"run":'])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("builder: Anna", "builder:", "builder: [1]", 'builder: {"run":', "builder: {}", f"builder: {'[' * 200_000}"),
+        *(made(101).description.replace(*pair) for pair in (('"made":"2026-01-01"', '"made":null'), ("101", '"x"'))),
+        *(made(101).description.replace('"gpus":[]', f'"gpus":{gpus}') for gpus in ("5", '["0"]', '"0"', "null")),
+        made(101).description.replace('"run"', '"later":1,"run"'),
+    ],
+)
 def test_somebodys_own_words_are_no_mark(words: str) -> None:
     assert Guest(101, "hers", description=f"notes\n{words}").mark is None
 
