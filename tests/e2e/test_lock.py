@@ -294,7 +294,7 @@ def test_what_cannot_be_locked_leaves_the_lock(smoke: Project, old: str, new: st
 def test_what_is_no_requirement_is_told_by_line(smoke: Project) -> None:
     edit(smoke, '"packaging==25.0"', '"--pre"')
     message = fails(smoke, 2, "lock", "recipes/smoke")
-    assert 'recipe.toml:24: Requirements in [[Venv]] "smoke" has "--pre", which is no requirement' in message
+    assert 'recipe.toml:23: Requirements in [[Venv]] "smoke" has "--pre", which is no requirement' in message
 
 
 def test_overrides_need_uv(smoke: Project) -> None:
