@@ -105,3 +105,14 @@ def test_an_interrupted_build_in_docker_leaves_no_container(root_user: User, tmp
     assert process.wait() == 130
     assert client.containers.list(all=True) == []
     client.close()
+
+
+def test_an_ordinary_user_may_ask_too(ordinary_user: User) -> None:
+    place = ordinary_user.home / "asking"
+    place.mkdir()
+    theirs = project(ordinary_user, place, "tiny")
+    done = theirs.builder("rebuild-check", "recipes/tiny", "--variations", "hostname,user", "--json")
+    states = {row["variation"]: row["state"] for row in json.loads(done.stdout)["variations"]}
+    assert states == {"hostname": "same", "user": "not tried"}
+    assert done.returncode == 1
+    assert not [path for path in (theirs.store / "tmp").glob("session-*") if path.is_dir()]
