@@ -84,10 +84,12 @@ class Ssh:
     port: int | None = None
     program: Sequence[str] = ("ssh",)  # with further options, such as ``-F FILE``
     _folder: tempfile.TemporaryDirectory[str] = field(init=False, repr=False)
+    _sockets: list[str] = field(init=False, repr=False)  # of the connections, the newest last
 
     def __post_init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="builder-ssh-")
-        weakref.finalize(self, _close, [*self._ssh(), "-O", "exit", "--", self.host], _ssh_env())
+        self._sockets = [f"{self._folder.name}/0"]
+        weakref.finalize(self, _close, self._command(), self._sockets, self.host, _ssh_env())
 
     @property
     def name(self) -> str:
@@ -121,6 +123,7 @@ class Ssh:
         ended = re.search(rb"%b\n(.*)\n%b (\d+)\n" % (mark.encode(), mark.encode()), err, re.DOTALL)
         if ended:
             return Done(tuple(argv), int(ended[2]), out, ended[1])
+        self._sockets.append(f"{self._folder.name}/{len(self._sockets)}")  # a master that ends would take more in
         if mark.encode() in err:
             what = f"the line dropped while `{shown(argv)}` ran; nobody knows how it ended"
             raise LostError(what, where=self.name, hint="`builder deploy --resume` looks and goes on")
@@ -129,8 +132,11 @@ class Ssh:
         raise BuilderError(f"no connection: {said}", where=self.name, hint=next(hints, f"try `ssh {self.target}`"))
 
     def _ssh(self) -> list[str]:
+        return [*self._command(), f"-oControlPath={self._sockets[-1]}"]
+
+    def _command(self) -> list[str]:
         port = () if self.port is None else ("-p", str(self.port))
-        return [*self.program, *_OPTIONS, f"-oControlPath={self._folder.name}/s", "-l", self.user, *port]
+        return [*self.program, *_OPTIONS, "-l", self.user, *port]
 
 
 def _ssh_env() -> dict[str, str]:
@@ -139,9 +145,11 @@ def _ssh_env() -> dict[str, str]:
     return own if agent is None else {**own, "SSH_AUTH_SOCK": agent}
 
 
-def _close(argv: Sequence[str], env: Mapping[str, str]) -> None:
-    with suppress(OSError, subprocess.TimeoutExpired):
-        subprocess.run(argv, env=env, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=5)
+def _close(command: Sequence[str], sockets: Sequence[str], host: str, env: Mapping[str, str]) -> None:
+    for path in sockets:
+        argv = [*command, f"-oControlPath={path}", "-O", "exit", "--", host]
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(argv, env=env, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=5)
 
 
 def _run(
