@@ -60,7 +60,7 @@ def steps(deploy: Deploy) -> tuple[Step, ...]:
     }
     made += [
         Step("template", lambda: _template(deploy), (Undo("forget template", template),)),
-        Step("clone", lambda: _clone(deploy), (Undo("destroy", {"ctid": ctid, "run": run}),)),
+        Step("clone", lambda: _clone(deploy), (Undo("destroy", {"ctid": ctid, "run": run, "digest": digest}),)),
         Step("configure", lambda: _configure(deploy)),
     ]
     if old is not None and old.running:
@@ -82,9 +82,12 @@ def operations(host: Host, say: Callable[[str], None]) -> Operations:
     Only guests that the run made, or found to be a deployment, are touched: an id may be somebody else's by now.
     """
 
-    def destroy(ctid: int, run: str) -> None:
+    def destroy(ctid: int, run: str, digest: str = "") -> None:
+        guest = host.guest(ctid)
         if _ours(host, ctid, run, say, half_made=True):
-            host.recover(ctid, None)
+            half = guest is not None and guest.lock == "create"  # its template may have been left locked, too
+            template = template_of(look(host), digest) if half else None
+            host.recover(ctid, template.ctid if template else None)
             if _ours(host, ctid, run, say):  # what was half-made may have become somebody else's while it waited
                 host.stop(ctid, timeout=30)
                 host.destroy(ctid)
