@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.deploy.host.base import Host
-from builder.deploy.inside import UNIT, call, plain, table, texts
+from builder.deploy.inside import UNIT, call, plain, reason, table, texts
 from builder.deploy.profile.model import Profile
 from builder.errors import BuilderError
 from builder.progress import Progress
@@ -77,7 +77,12 @@ def ask_other(host: Host, base: str, key: str | None, *, ctid: int | None = None
 
     Raises BuilderError when none comes.
     """
-    return _answer(call(host, ctid, "ask", base, key=key, timeout=timeout), base)
+    try:
+        told = call(host, ctid, "ask", base, key=key, timeout=timeout)
+    except BuilderError as error:
+        origin = host.name if ctid is None else f"container {ctid}"
+        raise BuilderError(f"{reason(error)}, asked from {origin}", where=base) from error
+    return _answer(told, base)
 
 
 def _answer(told: Mapping[str, Any], where: str) -> Answer:

@@ -299,6 +299,13 @@ def test_completions_are_not_measured_against_embeddings(new: Callable[..., Plac
     assert not any(" bench" in line for line in place.channel.ran)
 
 
+def test_a_server_that_refuses_the_key_is_named_before_anything_is_measured(new: Callable[..., Place]) -> None:
+    place = new(server(921, "fp8"), **{**bench_answers([slow()]), "921_ask_http": [failed("HTTP 401: Unauthorized")]})
+    result = place.run(bench.bench, "921", "--against", "http://h:1", "--output", str(place.folder / "out"))
+    assert str(result.exception) == "http://h:1: HTTP 401: Unauthorized, asked from container 921"
+    assert not any(" bench" in line for line in place.channel.ran)
+
+
 @pytest.mark.parametrize(
     "words",
     [
