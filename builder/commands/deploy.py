@@ -79,11 +79,11 @@ file_option = click.option(
 @click.option("--resume", "resuming", is_flag=True, help="Go on with the run that was cut short.")
 @click.option(
     "--deadline",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1800),
     default=1800,
     show_default=True,
     metavar="SECONDS",
-    help="How long the first answer may take.",
+    help="How long the first answer may take; the service itself gives up after 1800.",
 )
 @click.option("--no-check", is_flag=True, help="Go on in spite of what `builder check --quick` calls an error.")
 @click.option("--dry-run", is_flag=True, help="Print the commands in order; change nothing.")

@@ -15,6 +15,7 @@ from builder.deploy import profile as profiles
 from builder.deploy.addresses import mac_for
 from builder.deploy.containers import Loaded
 from builder.deploy.deployments import SERVER, deployments, free_id, look, template_of
+from builder.deploy.gpu.model import Promise
 from builder.deploy.gpu.preflight import Need
 from builder.deploy.host.base import Host
 from builder.deploy.journal import others
@@ -159,7 +160,8 @@ def make(wish: Wish, loaded: Loaded, host: Host, progress: Progress) -> Plan:
     if profile.gpus:
         cards = gpu.look(host.shell)
         unit = not gpu.complete(cards) or not gpu.installed(host.shell)
-        chosen = gpu.choose(_hungriest(profile, fallback), container, cards, gpu.promises(rest, loaded.entries))
+        promised = _with_begun(gpu.promises(rest, loaded.entries), begun)
+        chosen = gpu.choose(_hungriest(profile, fallback), container, cards, promised)
         target = wish.recipe.target.compute_capability if wish.recipe.target else ""
         problems += gpu.preflight(cards, made.need, target, cards=chosen, unit_follows=unit)
     problems += _missing_folders(profile, container, host)
@@ -296,6 +298,20 @@ def _taken(guest: Guest) -> BuilderError:
         what = "exists, and the builder did not make it: it is not touched"
         return UsageError(what, where=where, hint="take another --ctid")
     return UsageError("is deployed already", where=where, hint="give --replace, or `builder destroy` it first")
+
+
+def _with_begun(promises: Sequence[Promise], begun: Sequence[Mapping[str, Any]]) -> tuple[Promise, ...]:
+    """`promises` with those of deploys that are under way, whose containers need not be there yet."""
+    counted = {promise.ctid for promise in promises}
+    made = []
+    for request in begun:
+        container, profile = request.get("container") or {}, request.get("profile") or {}
+        ctid, name, share = container.get("ctid"), container.get("name"), profile.get("share")
+        if isinstance(ctid, int) and ctid not in counted and isinstance(share, float):
+            made += [
+                Promise(card, ctid, str(name), share, True, "a deploy under way") for card in container["gpus"] or ()
+            ]
+    return (*promises, *made)
 
 
 def _hungriest(profile: Profile, fallback: Profile | None) -> Profile:

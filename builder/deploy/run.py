@@ -36,6 +36,8 @@ def deploy(
 ) -> Deployed:
     """Decide with `plan` and do it, under the lock of `ctid`; with a dry shell nothing is done and nothing is kept.
 
+    One deploy at a time decides, and the next one sees in its journal which ids and cards it takes.
+
     Raises what stopped it, after the roll-back, and BuilderError when an earlier run of this container is unfinished.
     """
     if host.shell.dry:
@@ -47,11 +49,12 @@ def deploy(
     with locked(folder, f"container {ctid} on {host.name}"):
         journal = Journal(folder)
         _refuse_unfinished(host, journal.read(), ctid)
-        made = plan()
-        if made.replaces is not None:
-            _refuse_part_of_run(host, made.replaces.ctid)
-        todo = steps(_ready(Deploy(made, host, secrets(made), progress, deadline)))
-        journal.begin(made.run, made.request(), made.started)
+        with locked(folder_of(host.name, 0).with_name("plan"), f"the plan for {host.name}", wait=True):
+            made = plan()
+            if made.replaces is not None:
+                _refuse_part_of_run(host, made.replaces.ctid)
+            todo = steps(_ready(Deploy(made, host, secrets(made), progress, deadline)))
+            journal.begin(made.run, made.request(), made.started)
         perform(todo, journal, operations(host, progress.say), progress)
     return Deployed(made, tuple(host.shell.record))
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from builder.deploy import containers, plan
+from builder.deploy.gpu.model import Promise
 from builder.deploy.host.base import Capabilities, Storage
 from builder.deploy.journal import Journal, folder_of
 from builder.deploy.model import Container, Guest, Mark
@@ -181,3 +182,15 @@ def test_a_model_that_is_not_on_the_host_is_told_with_the_way_to_it(
     ):
         with pytest.raises(BuilderError, match=re.escape(says)):
             make(template, SimulatedHost(), overrides={"models": models})
+
+
+def test_cards_of_deploys_under_way_are_promised_once() -> None:
+    begun = [
+        {"container": {"ctid": 921, "name": "a", "gpus": [0, 1]}, "profile": {"share": 0.9}},
+        {"container": {"ctid": 922, "name": "b", "gpus": [1]}, "profile": {"share": 0.5}},
+        {"container": {"ctid": 923, "name": "c", "gpus": None}, "profile": {"share": 0.5}},
+        {},
+    ]
+    known = Promise(1, 922, "b", 0.5, True, "its mark")
+    found = plan._with_begun([known], begun)
+    assert [(each.card, each.ctid, each.share) for each in found] == [(1, 922, 0.5), (0, 921, 0.9), (1, 921, 0.9)]
