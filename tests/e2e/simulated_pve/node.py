@@ -101,7 +101,7 @@ class Node:
         found = []
         for pid, line in command_lines():
             with suppress(FileNotFoundError):
-                if wanted in line and os.stat(f"/proc/{pid}/ns/mnt").st_ino == own:
+                if wanted in b"\0" + line and os.stat(f"/proc/{pid}/ns/mnt").st_ino == own:
                     found.append(pid)
         return found
 

@@ -65,11 +65,9 @@ def volumes(ctid: str = "*") -> list[str]:
 
 
 def facts() -> dict[str, object]:
-    """As `/nodes/NODE/storage` has it."""
-    found = os.statvfs(PLACE)
-    total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    """As `/nodes/NODE/storage` has it; its room is made up, whatever this machine has."""
+    sizes = {"avail": 40 << 30, "total": 64 << 30, "used": 24 << 30, "used_fraction": 0.375}
     content = "backup,snippets,images,vztmpl,iso,rootdir"
-    sizes = {"avail": free, "total": total, "used": total - free, "used_fraction": 1 - free / total}
     return {"storage": NAME, "type": "dir", "active": 1, "enabled": 1, "shared": 0, "content": content, **sizes}
 
 
