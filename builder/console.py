@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import click
@@ -50,7 +50,8 @@ class Terminal:
         return self._bar(name, total, unit)
 
     def say(self, line: str) -> None:
-        click.echo(line, err=True)
+        with suppress(OSError):  # whoever closed the terminal does not want the work, or its roll-back, to end there
+            click.echo(line, err=True)
 
     @contextmanager
     def _bar(self, name: str, total: int | None, unit: str) -> Iterator[Task]:
