@@ -29,7 +29,10 @@ RECORD = "/etc/vllm/builder.json"
 """What was deployed, in the container, for `status`."""
 _LINKING = ("zfspool", "lvmthin", "btrfs", "rbd")
 """Storages on which Proxmox makes linked clones (pve-storage, volume_has_feature of each plugin)."""
-_NEW_KEYS = "rm -f /etc/ssh/ssh_host_*; ssh-keygen -q -A; systemctl try-restart ssh.service || ! systemctl is-active -q ssh.service"
+_NEW_KEYS = (
+    "rm -f /etc/ssh/ssh_host_*; ssh-keygen -q -A; "
+    "systemctl try-restart ssh.service || ! systemctl is-active -q ssh.service"
+)
 """While systemd does not answer yet, sshd has not started either."""
 
 
