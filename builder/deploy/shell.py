@@ -87,9 +87,7 @@ class Shell:
         self.check(argv)
         return self.channel.run(argv, stdin=stdin, timeout=timeout, output=output)
 
-    def do(
-        self, *argv: str, stdin: bytes | Path | None = None, timeout: float | None = None, note: str = ""
-    ) -> Done:
+    def do(self, *argv: str, stdin: bytes | Path | None = None, timeout: float | None = None, note: str = "") -> Done:
         """Run what changes something; when dry it only goes to the record. `note` says what stdin is, if not a file.
 
         A secret goes through `stdin`, never `argv`. Raises BuilderError as `Channel.run` does.

@@ -124,7 +124,8 @@ def test_a_dropped_line_is_no_failure_of_the_command(sshd: Sshd, tmp_path: Path)
 
     killer = threading.Thread(target=drop)
     killer.start()
-    with pytest.raises(LostError, match=r"ssh -p \d+ root@127\.0\.0\.1: the line dropped while `sh -c .*; `builder deploy --resume`"):
+    dropped = r"ssh -p \d+ root@127\.0\.0\.1: the line dropped while `sh -c .*; `builder deploy --resume`"
+    with pytest.raises(LostError, match=dropped):
         channel.run(["sh", "-c", f"touch {started}; sleep 20"], timeout=15)
     killer.join()
     assert channel.run(["echo", "again"]).text == "again"
