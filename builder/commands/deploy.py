@@ -186,12 +186,13 @@ def _newest(recipe: Recipe) -> Path:
 def _show(done: run.Deployed, host: str, dry: bool, as_json: bool) -> None:
     container = done.plan.container
     if as_json:
-        console.print_json({"plan": jsonable(done.plan), "commands": list(done.commands), "dry_run": dry})
+        told = {"plan": jsonable(done.plan), "profile": done.profile, "commands": list(done.commands), "dry_run": dry}
+        console.print_json(told)
         return
     if dry:
         click.echo("\n".join(done.commands))
         return
-    click.echo(f"{container.name}: container {container.ctid} on {host} serves {container.profile}")
+    click.echo(f"{container.name}: container {container.ctid} on {host} serves {done.profile}")
     click.echo(f"API key: {state_root() / 'keys' / host / container.name}")
 
 

@@ -22,6 +22,7 @@ class Deployed:
     """What a deploy ended with."""
 
     plan: Plan
+    profile: str  # that came up: the plan's, or its fallback
     commands: tuple[str, ...]  # what changed the host, in order
 
 
@@ -44,7 +45,7 @@ def deploy(
         made = plan()
         for step in steps(_ready(Deploy(made, host, secrets(made), progress, deadline))):
             step.run()
-        return Deployed(made, tuple(host.shell.record))
+        return _deployed(host, made)
     folder = folder_of(host.name, ctid)
     with locked(folder, f"container {ctid} on {host.name}"):
         journal = Journal(folder)
@@ -56,7 +57,7 @@ def deploy(
             todo = steps(_ready(Deploy(made, host, secrets(made), progress, deadline)))
             journal.begin(made.run, made.request(), made.started)
         perform(todo, journal, operations(host, progress.say), progress)
-    return Deployed(made, tuple(host.shell.record))
+    return _deployed(host, made)
 
 
 def resume(
@@ -76,7 +77,13 @@ def resume(
         made = Plan.of(run.request)
         todo = steps(_ready(Deploy(made, host, secrets(made), progress, deadline)))
         perform(todo, journal, operations(host, progress.say), progress)
-    return Deployed(made, tuple(host.shell.record))
+    return _deployed(host, made)
+
+
+def _deployed(host: Host, plan: Plan) -> Deployed:
+    guest = host.guest(plan.container.ctid) if plan.fallback and not host.shell.dry else None
+    profile = guest.mark.profile if guest and guest.mark else plan.profile.name
+    return Deployed(plan, profile, tuple(host.shell.record))
 
 
 def rollback(host: Host, ctid: int, progress: Progress) -> Run:

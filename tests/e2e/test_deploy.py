@@ -145,7 +145,8 @@ def test_the_fallback_serves_when_the_profile_does_not(here: Site) -> None:
     done = deploy(here, 951, "--fallback", "good")
     assert done.returncode == 0, done.stderr
     assert "Block size" in done.stderr
-    assert "good" in done.stderr
+    assert "trying good" in done.stderr
+    assert "serves good" in done.stdout
     (row,) = here.json("status")["deployments"]
     assert (row["ctid"], row["profile"]) == (951, "good")
 
