@@ -78,10 +78,14 @@ def log(invocation: str, *options: str) -> list[str]:
 
 
 def settings() -> dict[str, Any]:
+    """The service's settings. Raises OSError, or ValueError when somebody made them unreadable."""
     import yaml
 
     with open(SETTINGS, encoding="utf-8") as file:
-        return dict(yaml.safe_load(file) or {})
+        try:
+            return dict(yaml.safe_load(file) or {})
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise ValueError(f"{SETTINGS} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def environment(pid: int) -> dict[str, str]:

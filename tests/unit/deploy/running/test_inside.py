@@ -135,6 +135,15 @@ def test_look_hashes_the_files_of_the_record(service: ModuleType, tmp_path: Path
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="containers have 3.11 or later")
+def test_unreadable_settings_are_told_beside_what_else_was_seen(service: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text("model: /models/tiny\nx\n")
+    (tmp_path / "builder.json").write_text(json.dumps({"files": {str(tmp_path / "serve.yaml"): "0"}}))
+    found = service.look()
+    assert found["files"] != {}
+    assert found["health"]["ok"] is False
+    assert "serve.yaml cannot be read" in found["health"]["said"]
+
+
 def test_model_files_are_compared_with_the_sums_beside_their_folder(service: ModuleType, tmp_path: Path) -> None:
     model = tmp_path / "models" / "tiny"
     model.mkdir(parents=True)
