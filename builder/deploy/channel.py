@@ -24,6 +24,8 @@ from builder.errors import BuilderError
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL: `pct` takes back what it began when it gets the first, not the second."""
+_NO_SESSION = 255
+"""What ssh(1) itself ends with."""
 _PIECE = 1 << 16
 _MOST = 1 << 26
 """Bytes that a command may say: what runs in a container could fill the memory of the machine that asks."""
@@ -113,23 +115,40 @@ class Ssh:
         mark = f"builder-{token_hex(8)}"
         clean = ("env", "-i", f"PATH={PATH}", "HOME=/root", "LC_ALL=C")
         remote = shlex.join(["exec", *clean, "sh", "-c", _REMOTE, "sh", mark, *argv])
-        try:
-            status, out, err = _run([*self._ssh(), "--", self.host, remote], _ssh_env(), stdin, timeout, output)
-        except FileNotFoundError as error:
-            hint = "install openssh-client"
-            raise BuilderError("command not found", where=self.program[0], hint=hint) from error
-        except BuilderError as error:
-            raise BuilderError(error.what, where=f"{self.name}: {shown(argv)}", hint=error.hint) from error
+        status, out, err = self._try(argv, remote, stdin, timeout, output)
+        if status == _NO_SESSION and not err:  # a shared connection that ended as this one joined it: nothing ran
+            self._renew()
+            status, out, err = self._try(argv, remote, stdin, timeout, output)
         ended = re.search(rb"%b\n(.*)\n%b (\d+)\n" % (mark.encode(), mark.encode()), err, re.DOTALL)
         if ended:
             return Done(tuple(argv), int(ended[2]), out, ended[1])
-        self._sockets.append(f"{self._folder.name}/{len(self._sockets)}")  # a master that ends would take more in
+        self._renew()
         if mark.encode() in err:
             what = f"the line dropped while `{shown(argv)}` ran; nobody knows how it ended"
             raise LostError(what, where=self.name, hint="`builder deploy --resume` looks and goes on")
         said = tail(err) or f"ssh ended with {status} and said nothing"
         hints = (hint.format(target=self.target) for text, hint in _HINTS if text in said.lower())
         raise BuilderError(f"no connection: {said}", where=self.name, hint=next(hints, f"try `ssh {self.target}`"))
+
+    def _try(
+        self,
+        argv: Sequence[str],
+        remote: str,
+        stdin: bytes | Path | None,
+        timeout: float | None,
+        output: Output | None,
+    ) -> tuple[int, bytes, bytes]:
+        try:
+            return _run([*self._ssh(), "--", self.host, remote], _ssh_env(), stdin, timeout, output)
+        except FileNotFoundError as error:
+            hint = "install openssh-client"
+            raise BuilderError("command not found", where=self.program[0], hint=hint) from error
+        except BuilderError as error:
+            raise BuilderError(error.what, where=f"{self.name}: {shown(argv)}", hint=error.hint) from error
+
+    def _renew(self) -> None:
+        """The next command opens a connection of its own: a master that ends would take it along."""
+        self._sockets.append(f"{self._folder.name}/{len(self._sockets)}")
 
     def _ssh(self) -> list[str]:
         return [*self._command(), f"-oControlPath={self._sockets[-1]}"]
