@@ -38,7 +38,12 @@ _recipe = click.option(
 
 @click.group()
 def containers() -> None:
-    """Look at the file that says which containers there are."""
+    """Look at the file that says which containers there are.
+
+    \b
+    Example:
+      builder containers show
+    """
 
 
 @containers.command()

@@ -129,7 +129,7 @@ def deploy(**given: Any) -> None:
 def _wish(given: dict[str, Any], loaded: containers.Loaded) -> plan.Wish:
     entry = loaded.containers.get(given["ctid"])
     name = given["profile"] or (entry.profile if entry else None)
-    recipe = load(given["recipe"] or _recipe_of(name), KINDS, given["variant"])
+    recipe = load(given["recipe"] or _recipe_of(name, given["ctid"]), KINDS, given["variant"])
     return plan.Wish(
         ctid=given["ctid"],
         recipe=recipe,
@@ -168,9 +168,10 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise UsageError(f"--gpus is {text!a}", hint="give numbers such as 0 or 0,1, or none") from error
 
 
-def _recipe_of(profile: str | None) -> Path:
+def _recipe_of(profile: str | None, ctid: int) -> Path:
     if profile is None:
-        raise UsageError("neither a profile nor a recipe is named", hint="give --profile, or --recipe")
+        hint = "give --profile, or --recipe to serve what the vllm_ keys of its entry say"
+        raise UsageError("neither a profile nor a recipe is named", where=f"container {ctid}", hint=hint)
     return profiles.find(profile)
 
 

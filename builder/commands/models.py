@@ -57,7 +57,12 @@ def _shared(command: F) -> F:
 
 @click.group()
 def models() -> None:
-    """Bring models to a host, every file by its sha256, and look at them again."""
+    """Bring models to a host, every file by its sha256, and look at them again.
+
+    \b
+    Example:
+      builder models fetch awq
+    """
 
 
 @models.command()

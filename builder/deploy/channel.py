@@ -126,7 +126,7 @@ class Ssh:
         if mark.encode() in err:
             what = f"the line dropped while `{shown(argv)}` ran; nobody knows how it ended"
             raise LostError(what, where=self.name, hint="`builder deploy --resume` looks and goes on")
-        said = tail(err) or f"ssh ended with {status} and said nothing"
+        said = tail(err).rstrip(".") or f"ssh ended with {status} and said nothing"
         hints = (hint.format(target=self.target) for text, hint in _HINTS if text in said.lower())
         raise BuilderError(f"no connection: {said}", where=self.name, hint=next(hints, f"try `ssh {self.target}`"))
 

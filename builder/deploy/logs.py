@@ -59,7 +59,8 @@ def follow(
     done = host.shell.ask(*host.inside(ctid, argv), timeout=None, output=piece)
     if done.status != 0:
         said = plain(done.err.decode(errors="replace")) or f"journalctl ended with {done.status}"
-        raise BuilderError(said, where=f"container {ctid}")
+        hint = "give --since as systemd.time(7) has it, such as '10 min ago'" if "timestamp" in said else None
+        raise BuilderError(said, where=f"container {ctid}", hint=hint)
 
 
 def read(entry: str) -> Iterator[Line]:

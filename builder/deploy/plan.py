@@ -14,7 +14,7 @@ from builder.deploy import containers, gpu
 from builder.deploy import profile as profiles
 from builder.deploy.addresses import mac_for
 from builder.deploy.containers import Loaded
-from builder.deploy.deployments import SERVER, deployments, free_id, look, template_of
+from builder.deploy.deployments import SERVER, TEMPLATE, deployments, free_id, look, template_of
 from builder.deploy.gpu.model import Promise
 from builder.deploy.gpu.preflight import Need
 from builder.deploy.host.base import Host
@@ -297,6 +297,8 @@ def _taken(guest: Guest) -> BuilderError:
     if guest.mark is None:
         what = "exists, and the builder did not make it: it is not touched"
         return UsageError(what, where=where, hint="take another --ctid")
+    if guest.mark.role == TEMPLATE:
+        return UsageError("is a template that the builder made", where=where, hint="take another --ctid")
     return UsageError("is deployed already", where=where, hint="give --replace, or `builder destroy` it first")
 
 

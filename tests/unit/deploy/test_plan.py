@@ -126,6 +126,11 @@ def test_a_deployment_is_refused_with_the_way_to_replace_it(template: Path) -> N
         make(template, SimulatedHost([guest(921, "cpu")]))
 
 
+def test_a_template_is_neither_replaced_nor_destroyed_for_its_id(template: Path) -> None:
+    with pytest.raises(UsageError, match=r"is a template that the builder made; take another --ctid"):
+        make(template, SimulatedHost([guest(921, "t", "template")]))
+
+
 def test_a_second_deployment_of_one_name_is_refused(template: Path) -> None:
     with pytest.raises(UsageError, match=r"container 922: cpu is deployed already; give --replace, another --name"):
         make(template, SimulatedHost([guest(922, "cpu")]))

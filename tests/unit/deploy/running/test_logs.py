@@ -68,7 +68,7 @@ def test_ctrl_c_ends_it_without_a_word() -> None:
 
 def test_journalctls_own_words_are_the_error() -> None:
     result, _ = run("921", "--since", "bogus", answer=failed("Failed to parse timestamp: bogus"))
-    assert str(result.exception) == "container 921: Failed to parse timestamp: bogus"
+    assert str(result.exception).startswith("container 921: Failed to parse timestamp: bogus; give --since")
 
 
 @pytest.mark.parametrize(("which", "running"), [("921", False), ("100", True), ("nobody", True)])
