@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -154,6 +155,7 @@ def make(wish: Wish, loaded: Loaded, host: Host, progress: Progress) -> Plan:
     else:
         _refuse_second(container.name, guests)
     rest = [guest for guest in guests if replaced is None or guest.ctid != replaced.ctid]
+    _refuse_address(container, rest)
     chosen: tuple[int, ...] = ()
     unit = False
     problems = list(host.problems(container))
@@ -290,6 +292,18 @@ def _refuse_second(name: str, guests: Sequence[Guest]) -> None:
         if found.mark.name == name:
             hint = "give --replace, another --name, or `builder destroy` it first"
             raise UsageError(f"{name} is deployed already", where=f"container {found.guest.ctid}", hint=hint)
+
+
+def _refuse_address(container: Container, guests: Sequence[Guest]) -> None:
+    """Two that run with one address would both seem to answer; what is stopped, and stays so, does no harm."""
+    address = container.network.ip.partition("/")[0]
+    if address in ("dhcp", "manual"):
+        return
+    holds = re.compile(rf"\bip\"?\s*[=:]\s*\"?{re.escape(address)}/")
+    for guest in guests:
+        if (guest.running or guest.onboot) and any(holds.search(value) for value in (guest.config or {}).values()):
+            what = f"its address {address} is that of {guest.ctid} ({guest.name})"
+            raise UsageError(what, where=f"container {container.ctid}", hint="give --ip another one, or --ip dhcp")
 
 
 def _taken(guest: Guest) -> BuilderError:

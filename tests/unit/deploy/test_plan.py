@@ -158,6 +158,24 @@ def test_what_runs_that_have_not_ended_take_is_not_free(template: Path) -> None:
     assert (made.template.ctid, made.container.ctid) == (920, 930)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"net0": "name=eth0,bridge=vmbr0,ip=10.0.0.21/24,gw=10.0.0.1"},
+        {"builder.json": '{"settings": {"container": {"network": {"ip": "10.0.0.21/24"}}}}'},
+    ],
+)
+def test_an_address_that_another_one_runs_with_is_refused(template: Path, config: dict[str, str]) -> None:
+    wanted = {"ip": "10.0.0.21/24", "gateway": "10.0.0.1"}
+    other = Guest(950, "theirs", running=True, config=config)
+    with pytest.raises(UsageError, match=r"its address 10\.0\.0\.21 is that of 950 \(theirs\); give --ip another"):
+        make(template, SimulatedHost([other]), overrides=wanted)
+    make(template, SimulatedHost([replace(other, running=False)]), overrides=wanted)
+    make(template, SimulatedHost([other]), overrides={**wanted, "ip": "10.0.0.2/24"})
+    own = guest(921, "cpu", running=True, config=config)
+    assert make(template, SimulatedHost([own]), overrides=wanted, replace=True).container.ctid == 930
+
+
 def test_all_that_is_wrong_is_told_in_one_error(template: Path) -> None:
     with pytest.raises(BuilderError, match=r"container 921 on simulated: no bridge; no room"):
         make(template, SimulatedHost(wrong=("no bridge", "no room")))
