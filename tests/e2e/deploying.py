@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,6 +116,22 @@ class Site:
                 subprocess.run(["umount", "--lazy", mount], check=True)
             subprocess.run(["rm", "-rf", "--one-file-system", str(path)], check=True)
         shutil.rmtree(self.state, ignore_errors=True)
+
+
+def deploy(here: Site, ctid: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """How a deploy of this container ends."""
+    return here.on_host("deploy", "--ctid", str(ctid), *arguments)
+
+
+def models(here: Site, last: int, key: str = "") -> int:
+    """The HTTP status of a request from the host to the server in the container."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(f"http://{here.bridge.network}.{last}:8000/v1/models", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def _mounts_below(path: Path) -> list[str]:

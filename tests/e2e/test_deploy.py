@@ -7,15 +7,13 @@ import os
 import random
 import signal
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import User
 from container import traces
-from deploying import SIMULATED, Site, site
+from deploying import SIMULATED, Site, deploy, models, site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.lxc]
 
@@ -46,25 +44,10 @@ def here(place: Site) -> Iterator[Site]:
     assert [line for line in traces(str(place.lxc)) if "pytest" not in line] == []
 
 
-def deploy(here: Site, ctid: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return here.on_host("deploy", "--ctid", str(ctid), *arguments)
-
-
 def api_key(here: Site, name: str) -> str:
     (path,) = [path for path in (here.state / "keys").rglob(name) if path.is_file()]
     assert path.stat().st_mode & 0o777 == 0o600
     return path.read_text().strip()
-
-
-def models(here: Site, last: int, key: str = "") -> int:
-    """The HTTP status of a request from the host to the server in the container."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(f"http://{here.bridge.network}.{last}:8000/v1/models", headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 def test_from_nothing_to_an_answer_and_back(here: Site) -> None:

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import User
 from container import traces
+from deploying import deploy, models
 from simulated_pve.node import command_lines
 from simulated_pve.place import NodeSite, node_site
 
@@ -63,21 +62,6 @@ def templated(place: NodeSite) -> NodeSite:
         place.passes("deploy", "--ctid", "921")
         place.passes("destroy", "921", "--yes")
     return place
-
-
-def deploy(here: NodeSite, ctid: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return here.on_host("deploy", "--ctid", str(ctid), *arguments)
-
-
-def models(here: NodeSite, last: int, key: str = "") -> int:
-    """The HTTP status of a request to the server in the container."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(f"http://{here.bridge.network}.{last}:8000/v1/models", headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 def is_clean(here: NodeSite) -> bool:
