@@ -5,6 +5,7 @@ A volume is a folder of files with a name that says `raw`, where Proxmox makes a
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -51,9 +52,15 @@ def to_base(volume: str) -> str:
 
 
 def remove(volume: str) -> None:
+    """Remove a volume, which may still be written to: a real one is a file, and that may be removed at any time."""
     path = path_of(volume)
     if path.is_dir():
-        shutil.rmtree(path)
+        while path.exists():
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                    raise
         if not any(path.parent.iterdir()):
             path.parent.rmdir()
     else:
