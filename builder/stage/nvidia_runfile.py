@@ -63,7 +63,14 @@ def _build(context: Context) -> None:
     package = context.scratch / "package"
     runfile.unpack(context.blob(blob), package, name=blob.filename)
     listed = runfile.manifest(package, params["Version"], name=blob.filename)
-    wanted = {f"{folders[_stem(item)]}/{item.name}": item for item in listed if _is_wanted(item, folders)}
+    wanted: dict[str, Item] = {}
+    for item in listed:
+        if _is_wanted(item, folders):
+            path = f"{folders[_stem(item)]}/{item.path}"
+            if path in wanted:
+                what = f"line {item.line}: {item.path} is listed twice, on line {wanted[path].line} first"
+                raise BuilderError(what, where=f"{blob.filename}: .manifest")
+            wanted[path] = item
     missing = _NEEDED - {_stem(item) for item in wanted.values() if item.target is None}
     if missing:
         raise BuilderError(f"lists no {min(missing)}", where=f"{blob.filename}: .manifest")
@@ -73,22 +80,23 @@ def _build(context: Context) -> None:
         elif f"{path.rpartition('/')[0]}/{item.target}" in wanted:
             upper.link(context, path, item.target)
         else:
-            what = f"line {item.line}: {item.name} links to {item.target!a}, which is not installed"
+            what = f"line {item.line}: {item.path} links to {item.target!a}, which is not installed"
             raise BuilderError(what, where=f"{blob.filename}: .manifest")
     update_linker_cache(context)
 
 
 def _is_wanted(item: Item, folders: dict[str, str]) -> bool:
+    """Whether it is taken: what lies in a folder of the package (`supported-gpus/LICENSE`) is another file."""
     return _stem(item) in folders and not item.is_compat32
 
 
 def _stem(item: Item) -> str:
-    return item.name.partition(".so")[0]
+    return item.path.partition(".so")[0]
 
 
 KIND = Kind(
     name="nvidia-runfile",
-    version=1,
+    version=2,
     help="The userspace of NVIDIA's driver for computing, from its .run package; no kernel module, no X, no GL.",
     keys=(
         Key(

@@ -39,11 +39,6 @@ class Item:
     target: str | None  # of a symbolic link
     line: int
 
-    @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.path.rsplit("/", 1)[-1]
-
 
 def unpack(runfile: Path, dest: Path, *, name: str) -> None:
     """Unpack the tar inside `runfile` into the new folder `dest`; `name` is the package's, for errors.
