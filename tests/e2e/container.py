@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from conftest import OPEN_FOLDER
+
 FIRST_ID, IDS = 100_000, 65_536
 """The ids that Proxmox gives to every unprivileged container."""
 
@@ -90,7 +92,7 @@ class Bridge:
 @contextmanager
 def new_bridge() -> Iterator[Bridge]:
     """A bridge with an address of the range for bench marks (RFC 2544); gone at the end."""
-    bridge = Bridge(f"boot{os.getpid()}", f"198.18.{os.getpid() % 256}")
+    bridge = Bridge(f"boot{os.getpid()}e", f"198.18.{os.getpid() % 256}")
     _ip("link", "add", bridge.name, "type", "bridge")
     try:
         _ip("address", "add", f"{bridge.host}/24", "dev", bridge.name)
@@ -176,7 +178,8 @@ class Container:
 @contextmanager
 def open_folder() -> Iterator[Path]:
     """A new folder that every user may enter, a container's root too; gone at the end."""
-    with TemporaryDirectory(prefix="builder-boot-", dir="/tmp") as folder:
+    parent, prefix = os.path.split(OPEN_FOLDER)
+    with TemporaryDirectory(prefix=prefix, dir=parent) as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
 
