@@ -18,11 +18,12 @@ from builder.tree import scan
 
 MAIN = ("http://deb.debian.org/debian/pool/main/c/curl/curl.deb",)
 SECURITY = ("http://security.debian.org/debian-security/pool/updates/main/c/curl/curl.deb",)
+CONTRIB = ("http://deb.debian.org/debian/pool/contrib/n/nvidia-support/it.deb",)
 NON_FREE = ("http://deb.debian.org/debian/pool/non-free/n/nvidia/it.deb",)
 
 
-@pytest.mark.parametrize("urls", [MAIN, SECURITY])
-def test_a_deb_of_main_may_be_passed_on(urls: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("urls", [MAIN, SECURITY, CONTRIB])
+def test_a_deb_of_a_free_component_may_be_passed_on(urls: tuple[str, ...]) -> None:
     assert rights.of_deb("curl", "1", ["curl"], urls).may is May.YES
 
 
