@@ -35,6 +35,7 @@ OPEN_FOLDER = "/tmp/builder-boot-"
 MIRROR = "http://deb.debian.org/debian"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with LXC and those without it are two groups: `make test` runs one test of each group at a time."""
     for item in items:
