@@ -18,7 +18,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from builder.command import tail
-from builder.deploy.shell import Done, LostError, shown
+from builder.deploy.shell import AwayError, Done, LateError, LostError, shown
 from builder.errors import BuilderError
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -128,7 +128,7 @@ class Ssh:
             raise LostError(what, where=self.name, hint="`builder deploy --resume` looks and goes on")
         said = tail(err).rstrip(".") or f"ssh ended with {status} and said nothing"
         hints = (hint.format(target=self.target) for text, hint in _HINTS if text in said.lower())
-        raise BuilderError(f"no connection: {said}", where=self.name, hint=next(hints, f"try `ssh {self.target}`"))
+        raise AwayError(f"no connection: {said}", where=self.name, hint=next(hints, f"try `ssh {self.target}`"))
 
     def _try(
         self,
@@ -144,7 +144,9 @@ class Ssh:
             hint = "install openssh-client"
             raise BuilderError("command not found", where=self.program[0], hint=hint) from error
         except BuilderError as error:
-            raise BuilderError(error.what, where=f"{self.name}: {shown(argv)}", hint=error.hint) from error
+            if isinstance(error, LateError):
+                self._renew()
+            raise type(error)(error.what, where=f"{self.name}: {shown(argv)}", hint=error.hint) from error
 
     def _renew(self) -> None:
         """The next command opens a connection of its own: a master that ends would take it along."""
@@ -180,8 +182,8 @@ def _run(
 ) -> tuple[int, bytes, bytes]:
     """Run `argv` in a session of its own: its status (128 + N for signal N), standard output and error.
 
-    Raises FileNotFoundError when there is no such program, BuilderError when `stdin` cannot be read, `argv` cannot be
-    started or the time is over. Whatever is raised while it runs, an interrupt too, ends it first.
+    Raises FileNotFoundError when there is no such program, BuilderError when `stdin` cannot be read or `argv` cannot be
+    started, LateError when the time is over. Whatever is raised while it runs, an interrupt too, ends it first.
     """
     source = _source(stdin)
     try:
@@ -206,7 +208,7 @@ def _run(
         process.wait(_left(deadline))
     except subprocess.TimeoutExpired as error:
         _end(process)
-        raise BuilderError(f"not done within {timeout:g} seconds", where=shown(argv)) from error
+        raise LateError(f"not done within {timeout:g} seconds", where=shown(argv)) from error
     except BaseException:
         _end(process)
         raise

@@ -10,17 +10,19 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from builder.deploy.host.base import Host
 from builder.deploy.inside import UNIT, call, plain, reason, table, texts
 from builder.deploy.profile.model import Profile
+from builder.deploy.shell import AwayError
 from builder.errors import BuilderError
 from builder.progress import Progress
 
 DEADLINE = 1800.0
 """Seconds: a first start compiles kernels, and its first request may do so again."""
 _PAUSE = 1.0
+_AWAY_PAUSE = 5.0
 _BOOT = 60  # pauses
 _LINES = 40
 _ALL = 1000  # lines: an engine's own traceback is followed by those of who waited for it
@@ -44,6 +46,7 @@ _PREFIX = re.compile(r"^(?:\(\w+ pid=\d+\) ?)?(?:ERROR \d\d-\d\d [\d:]+ \[[^]]*\
 _EXCEPTION = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt): ")
 _SYSTEMD = re.compile(r"vllm\.service: |(?:Starting|Started|Stopping|Stopped|Failed to start) vllm\.service\b")
 _GENERIC = re.compile(r"Engine core initialization failed|See root cause|SystemExit")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,17 +109,22 @@ def wait(
 ) -> Answer:
     """Start the service anew with what is in /etc/vllm, and wait until it has answered; then ask once more, timed.
 
-    `deadline` is in seconds. Raises BuilderError as soon as the service has failed or begins again, or the time is
-    over, ending with the service's own last lines of this start; LostError when the line dropped.
+    `deadline` is in seconds. A line that drops meanwhile disturbs nothing in there: a new one is tried until then.
+    Raises BuilderError as soon as the service has failed or begins again, or the time is over, ending with the
+    service's own last lines of this start; AwayError when the host does not answer any more.
     """
-    before = _settled(host, ctid, sleep)
+    end = time.monotonic() + deadline
+
+    def patient(look: Callable[[], T]) -> T:
+        return _patient(look, end, progress, sleep)
+
+    before = patient(lambda: _settled(host, ctid, sleep))
     argv = host.inside(ctid, ("systemctl", "restart", "--no-block", UNIT))
     host.shell.do(*argv, timeout=60).check()
-    end = time.monotonic() + deadline
     doing = "starting"
     with progress.task(f"serve {profile.name}") as task:
         while True:
-            state = call(host, ctid, "state", str(_LINES))
+            state = patient(lambda: call(host, ctid, "state", str(_LINES)))
             unit, log = _unit(state), texts(state, "log")
             is_new = unit.get("InvocationID", "") not in ("", before)
             if is_new:
@@ -129,7 +137,22 @@ def wait(
             if time.monotonic() >= end:
                 raise _error(host, ctid, f"no answer within {deadline:.0f} s, it was {doing}", is_new)
             sleep(_PAUSE)
-    return ask(host, ctid, profile)
+    return patient(lambda: ask(host, ctid, profile))
+
+
+def _patient(look: Callable[[], T], end: float, progress: Progress, sleep: Callable[[float], None]) -> T:
+    """What `look` gives, again and again while the host does not answer, until `end` of the monotonic clock."""
+    told = False
+    while True:
+        try:
+            return look()
+        except AwayError as error:
+            if time.monotonic() >= end:
+                raise
+            if not told:
+                progress.say(f"{error.where}: {error.what}; looking again")
+                told = True
+            sleep(_AWAY_PAUSE)
 
 
 def stage(log: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from builder.deploy.plan import Plan
 from builder.deploy.profile import render
 from builder.deploy.profile.secrets import Secrets
 from builder.deploy.steps import Deploy, needed_digests, operations, steps, template_lock
-from builder.deploy.transaction import perform, roll_back
+from builder.deploy.transaction import Step, perform, roll_back
 from builder.errors import BuilderError, UsageError
 from builder.progress import Progress
 
@@ -56,7 +56,7 @@ def deploy(
                 _refuse_part_of_run(host, made.replaces.ctid)
             todo = steps(_ready(Deploy(made, host, secrets(made), progress, deadline)))
             journal.begin(made.run, made.request(), made.started)
-        perform(todo, journal, operations(host, progress.say), progress)
+        _perform(host, todo, journal, progress)
     return _deployed(host, made)
 
 
@@ -76,8 +76,12 @@ def resume(
             raise UsageError("its last run was being rolled back", where=f"container {ctid}", hint=hint)
         made = Plan.of(run.request)
         todo = steps(_ready(Deploy(made, host, secrets(made), progress, deadline)))
-        perform(todo, journal, operations(host, progress.say), progress)
+        _perform(host, todo, journal, progress)
     return _deployed(host, made)
+
+
+def _perform(host: Host, todo: Sequence[Step], journal: Journal, progress: Progress) -> None:
+    perform(todo, journal, operations(host, progress.say), progress, lambda: host.shell.ask("true"))
 
 
 def _deployed(host: Host, plan: Plan) -> Deployed:

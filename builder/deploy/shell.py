@@ -56,13 +56,21 @@ class Channel(Protocol):
         """Run `argv` to its end with an empty environment but PATH, HOME and LC_ALL=C.
 
         `stdin` is fed as it is, a path's content streamed. `timeout` is in seconds. `output` gets the standard output
-        piece by piece instead of `Done.out`. Raises BuilderError when the host cannot be reached (`LostError` when the
-        line dropped while the command ran, so that nobody knows how it ended) or the time is over.
+        piece by piece instead of `Done.out`. Raises AwayError when the host cannot be reached: LostError when the line
+        dropped while the command ran, so that nobody knows how it ended, LateError when the time is over.
         """
 
 
-class LostError(BuilderError):
+class AwayError(BuilderError):
+    """The host does not answer now: it cannot be reached."""
+
+
+class LostError(AwayError):
     """The line to the host dropped while a command ran: look at the host's tasks and locks, assume nothing."""
+
+
+class LateError(AwayError):
+    """A command was not done in its time, as happens when a line is silently gone."""
 
 
 @dataclass

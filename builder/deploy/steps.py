@@ -20,7 +20,7 @@ from builder.deploy.plan import Plan, Replaced, now
 from builder.deploy.profile.model import Profile
 from builder.deploy.profile.secrets import Secrets
 from builder.deploy.put import put
-from builder.deploy.shell import LostError
+from builder.deploy.shell import AwayError
 from builder.deploy.transaction import Operations, Step
 from builder.errors import BuilderError
 from builder.progress import Progress
@@ -302,7 +302,7 @@ def _serve(deploy: Deploy) -> str:
     _check_same(deploy, plan.container.ctid, plan.run)
     try:
         return _serve_profile(deploy, plan.profile)
-    except LostError:
+    except AwayError:
         raise
     except BuilderError as error:
         if plan.fallback is None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from builder.deploy.journal import Journal, Undo
-from builder.deploy.shell import LostError
+from builder.deploy.shell import AwayError, LostError
 from builder.errors import BuilderError
 from builder.progress import Progress
 
@@ -31,11 +31,18 @@ class Step:
     undo: tuple[Undo, ...] = ()
 
 
-def perform(steps: Sequence[Step], journal: Journal, operations: Operations, progress: Progress) -> None:
+def perform(
+    steps: Sequence[Step],
+    journal: Journal,
+    operations: Operations,
+    progress: Progress,
+    reach: Callable[[], object] = lambda: None,
+) -> None:
     """Do what the journal does not have as done. On a failure or an interrupt everything is taken back.
 
-    Raises what stopped it, after the roll-back; a BuilderError names the step. When the roll-back fails too, the
-    journal stays open, and the error says how to finish.
+    Raises what stopped it, after the roll-back; a BuilderError names the step. `reach` raises AwayError while the
+    host does not answer: then nothing is taken back, and the journal stays as it is for a resumption or a roll-back.
+    When the roll-back fails, the journal stays open, and the error says how to finish.
     """
     run = journal.read()
     begun = {state.name: state for state in run.steps} if run else {}
@@ -56,6 +63,7 @@ def perform(steps: Sequence[Step], journal: Journal, operations: Operations, pro
         journal.end("deployed")
     except (Exception, KeyboardInterrupt) as error:
         with _shielded():
+            _refuse_out_of_reach(reach, name, error)
             how = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             progress.say(f"{name}: {how}, rolling back")
             roll_back(journal, operations, progress, _reason(error))
@@ -103,6 +111,17 @@ def _take_back(undo: Sequence[Undo], operations: Operations) -> None:
                 f"unknown operation {each.operation!r} in the journal", hint="use the builder that wrote it"
             )
         operation(**each.values)
+
+
+def _refuse_out_of_reach(reach: Callable[[], object], name: str, error: BaseException) -> None:
+    try:
+        reach()
+    except AwayError as away:
+        hint = (
+            "nothing was taken back: once the host answers, `builder deploy --resume` goes on, "
+            "and `builder rollback` takes all back"
+        )
+        raise AwayError(f"step {name}: {_reason(error)}; {away.what}", where=away.where, hint=hint) from error
 
 
 def _reason(error: BaseException) -> str:

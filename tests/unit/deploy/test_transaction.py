@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.deploy.journal import Journal, Undo, folder_of, locked, read, unfinished
-from builder.deploy.shell import LostError
+from builder.deploy.shell import AwayError, LostError
 from builder.deploy.transaction import Operations, Step, perform, roll_back
 from builder.errors import BuilderError
 from builder.progress import Silent
@@ -192,6 +192,28 @@ def test_a_lost_line_is_no_reason_to_resume_what_was_taken_back(journal: Journal
     world = SimulatedWorld(stop_at("after s2", LostError("the line dropped", hint="`builder deploy --resume`")))
     with pytest.raises(LostError, match=r"step s2: the line dropped; all was taken back"):
         perform(world.steps(), journal, world.operations, Silent())
+
+
+@pytest.mark.parametrize("error", [LostError("the line dropped"), KeyboardInterrupt(), BuilderError("broke")])
+@pytest.mark.parametrize("way", ["resume", "roll back"])
+def test_a_host_out_of_reach_leaves_a_journal_that_both_ways_finish(
+    journal: Journal, error: BaseException, way: str
+) -> None:
+    def reach() -> None:
+        raise AwayError("no connection: refused", where="ssh root@pve")
+
+    world = SimulatedWorld(stop_at("after s2", error))
+    says = r"ssh root@pve: step s2: .*; no connection: refused; nothing was taken back: .*--resume.*`builder rollback`"
+    with pytest.raises(AwayError, match=says):
+        perform(world.steps(), journal, world.operations, Silent(), reach)
+    assert world.things == {"foreign", "s0", "s1", "s2"}
+    world.stop = lambda here: None
+    if way == "resume":
+        perform(world.steps(), journal, world.operations, Silent())
+        assert world.things == {"foreign", "s0", "s1", "s2", "s3"}
+    else:
+        roll_back(journal, world.operations, Silent(), "asked for")
+        assert world.things == {"foreign"}
 
 
 def test_programs_that_a_roll_back_starts_end_by_signals(journal: Journal) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from builder.deploy import health
 from builder.deploy.profile.model import Model, Profile
-from builder.deploy.shell import LostError
+from builder.deploy.shell import AwayError, LateError, LostError
 from builder.errors import BuilderError
 
 from .simulated import Answer, SimulatedChannel, SimulatedHost, failed, recorded, server
@@ -114,9 +114,17 @@ def test_a_service_that_never_answers_is_given_up_at_the_deadline_with_what_it_w
         wait([BEFORE, recorded("start")[5]], deadline=0)
 
 
-def test_a_dropped_line_is_no_failure_of_the_service() -> None:
-    with pytest.raises(LostError):
-        wait([BEFORE, LostError("the line dropped")])
+@pytest.mark.parametrize("away", [LostError("dropped"), LateError("not done within 60 seconds"), AwayError("refused")])
+def test_a_line_that_drops_is_waited_for_as_the_service_goes_on(away: AwayError) -> None:
+    up = state(ActiveState="active")
+    answer, _, channel = wait([away, BEFORE, away, state(ActiveState="activating"), away, away, up])
+    assert answer.model == "tiny"
+    assert channel.ran.count("921 systemctl restart --no-block vllm.service") == 1
+
+
+def test_a_host_that_does_not_answer_at_the_deadline_is_no_failure_of_the_service() -> None:
+    with pytest.raises(LostError, match="the line dropped"):
+        wait([LostError("the line dropped")], deadline=0)
 
 
 def test_another_model_than_the_profiles_is_an_error() -> None:
