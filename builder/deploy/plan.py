@@ -141,6 +141,8 @@ def make(wish: Wish, loaded: Loaded, host: Host, progress: Progress) -> Plan:
     for line in told:
         progress.say(f"container {container.ctid}: {line}")
     fallback = _fallback(wish, profile)
+    hungriest = _hungriest(profile, fallback)
+    _refuse_useless(wish, hungriest, host)
     if profile.model.repository and not container.models:
         container = replace(container, models=(MODELS,))
     if wish.check:
@@ -159,11 +161,11 @@ def make(wish: Wish, loaded: Loaded, host: Host, progress: Progress) -> Plan:
     chosen: tuple[int, ...] = ()
     unit = False
     problems = list(host.problems(container))
-    if profile.gpus:
+    if hungriest.gpus:
         cards = gpu.look(host.shell)
         unit = not gpu.complete(cards) or not gpu.installed(host.shell)
         promised = _with_begun(gpu.promises(rest, loaded.entries), begun)
-        chosen = gpu.choose(_hungriest(profile, fallback), container, cards, promised)
+        chosen = gpu.choose(hungriest, container, cards, promised)
         target = wish.recipe.target.compute_capability if wish.recipe.target else ""
         problems += gpu.preflight(cards, made.need, target, cards=chosen, unit_follows=unit)
     problems += _missing_folders(profile, container, host)
@@ -217,6 +219,16 @@ def _fallback(wish: Wish, profile: Profile) -> Profile | None:
     if wish.fallback and name is None:
         raise UsageError(f"profile {profile.name} has no Fallback", hint="name one: --fallback PROFILE")
     return profiles.load(wish.recipe.directory, name) if name else None
+
+
+def _refuse_useless(wish: Wish, profile: Profile, host: Host) -> None:
+    """What was asked for on the command line and would have no effect; an entry may be for other hosts too."""
+    if wish.overrides.get("gpus") and not profile.gpus:
+        hint = "leave it out, or take a profile with Gpus"
+        raise UsageError(f"profile {profile.name} uses no cards", where="--gpus", hint=hint)
+    if wish.overrides.get("storage") and not host.capabilities.proxmox:
+        hint = "leave it out; --host lxc:FOLDER is another place"
+        raise UsageError("plain LXC has no storages", where="--storage", hint=hint)
 
 
 def _check(wish: Wish, wanted: Sequence[Profile], progress: Progress) -> None:

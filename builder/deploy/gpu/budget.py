@@ -60,7 +60,8 @@ def choose(
         has = f"it has {_cards(tuple(cards))}" if cards else "its driver shows none: is the module loaded?"
         raise BuilderError(f"the host has no {_cards(absent)}", where=where, hint=has)
     if len(wanted) < profile.gpus:
-        raise BuilderError(f"wants {profile.gpus} cards, and the host has {len(wanted)}", where=where)
+        needs = "a card" if profile.gpus == 1 else f"{profile.gpus} cards"
+        raise BuilderError(f"wants {needs}, and the host has {len(wanted) or 'none'}", where=where)
     budget = {index: _Budget(cards[index], promises) for index in cards}
     order = sorted(wanted, key=lambda index: (-budget[index].free_mib, index))
     fit = [index for index in order if budget[index].fits(profile.share)]

@@ -31,8 +31,10 @@ def render(profile: Profile, container: Container, secrets: Secrets, *, listen: 
 
     It listens on `listen`, else on the profile's address, else on the container's own, else (DHCP) on all of the
     container's. Raises UsageError when that is a public address or reachable without an API key and `listen` does not
-    say so, and for a value that neither file can hold.
+    say so, when `listen` is no IP address, and for a value that neither file can hold.
     """
+    if listen is not None:
+        _check_address(listen)
     host = listen or profile.host or _own(container)
     if wrong := option_wrong("host", host):
         raise UsageError(f"{host!a} {wrong}", where=f"container {container.ctid}")
@@ -63,6 +65,14 @@ def _own(container: Container) -> str:
     """The container's own address; all of them where only the container will know."""
     ip = container.network.ip
     return EVERYWHERE if ip in ("dhcp", "manual") else ip.partition("/")[0]
+
+
+def _check_address(listen: str) -> None:
+    try:
+        ip_address(listen)
+    except ValueError as error:
+        hint = "give one of the container's, without a prefix length, or 0.0.0.0 for all"
+        raise UsageError(f"{listen!a} is no IP address", where="--listen", hint=hint) from error
 
 
 def _refuse_open(host: str, container: Container, secrets: Secrets) -> None:

@@ -207,6 +207,23 @@ def test_a_model_that_is_not_on_the_host_is_told_with_the_way_to_it(
             make(template, SimulatedHost(), overrides={"models": models})
 
 
+def test_what_would_have_no_effect_is_refused(template: Path) -> None:
+    with pytest.raises(UsageError, match=r"--gpus: profile cpu uses no cards; leave it out"):
+        make(template, SimulatedHost(), overrides={"gpus": (0,)})
+    make(template, SimulatedHost(), overrides={"gpus": ()})
+    plain = SimulatedHost(capabilities=Capabilities(True, False, False))
+    with pytest.raises(UsageError, match=r"--storage: plain LXC has no storages; leave it out"):
+        make(template, plain, overrides={"storage": "local"})
+
+
+def test_cards_that_only_the_fallback_uses_are_looked_for(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {name: plan.profiles.load(HOUSE / "recipes/vllm-cpu", "cpu") for name in ("cpu", "card")}
+    found["card"] = replace(found["card"], name="card", gpus=1, share=0.5)
+    monkeypatch.setattr(plan.profiles, "load", lambda folder, name: found[name])
+    with pytest.raises(BuilderError, match=r"profile cpu for container 921: wants a card, and the host has none"):
+        make(template, SimulatedHost(), fallback="card")
+
+
 def test_cards_of_deploys_under_way_are_promised_once() -> None:
     begun = [
         {"container": {"ctid": 921, "name": "a", "gpus": [0, 1]}, "profile": {"share": 0.9}},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -97,6 +99,8 @@ def test_cards_that_are_not_there_are_named() -> None:
         choose(profile(), asks(4), host(), [])
     with pytest.raises(BuilderError, match="wants 3 cards, and the host has 2"):
         choose(profile(gpus=3), ANY, host(), [])
+    with pytest.raises(BuilderError, match="wants a card, and the host has none"):
+        choose(profile(), ANY, replace(host(), cards=()), [])
 
 
 def test_what_an_unknown_container_uses_now_counts_as_its_promise_and_is_said() -> None:

@@ -125,10 +125,16 @@ def test_without_a_key_it_listens_for_itself_or_where_it_is_told() -> None:
     assert serve(render(TINY, container(), Secrets(), listen="10.0.0.21"))["host"] == "10.0.0.21"
 
 
-@pytest.mark.parametrize("listen", ["a b", "x\ny: z", "--help", "10.0.0.21/24"])
+@pytest.mark.parametrize("listen", ["", "a b", "x\ny: z", "--help", "10.0.0.21/24", "localhost", "10.0.0"])
 def test_an_address_that_is_none_is_refused(listen: str) -> None:
-    with pytest.raises(UsageError, match=r"container 921: .* must be"):
+    with pytest.raises(UsageError, match=r"--listen: .* is no IP address; give one"):
         render(TINY, container(), KEY, listen=listen)
+
+
+@pytest.mark.parametrize("host", ["a b", "x\ny: z", "--help", "10.0.0.21/24"])
+def test_a_profiles_host_that_is_none_is_refused(host: str) -> None:
+    with pytest.raises(UsageError, match=r"container 921: .* must be"):
+        render(replace(TINY, host=host), container(), KEY)
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\x00b", "a\x1bb", "\ud800"])
