@@ -38,13 +38,14 @@ def drivers() -> Mapping[str, UrlRequest]:
 
 
 def driver(version: str, where: str) -> UrlRequest:
-    """The package of this driver. Raises UsageError, with `where` and the nearest known, when no sha256 is known."""
+    """The package of this driver. Raises UsageError, with `where` and those known of its branch, for another one."""
     known = drivers()
     if version not in known:
+        branch = [each for each in known if each.partition(".")[0] == version.partition(".")[0]]
         raise UsageError(
-            f"no published sha256 of driver {version} is known",
+            f"no published sha256 of driver {version!a} is known",
             where=where,
-            hint=f"the nearest known are {near(version, known)}",
+            hint=f"known are {', '.join(branch or known)}; docs/nvidia.md says how to add one",
         )
     return known[version]
 

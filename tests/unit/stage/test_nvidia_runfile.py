@@ -282,9 +282,15 @@ def test_a_known_version_asks_for_the_published_file() -> None:
     assert request.size == 393_683_997
 
 
-def test_an_unknown_version_names_near_ones() -> None:
-    with pytest.raises(UsageError, match=r"driver 580\.76\.06 is known; the nearest known are .*580\.76\.05"):
-        KIND.requests(recipe(), stage("580.76.06"))
+@pytest.mark.parametrize(("version", "others"), [("580.76.06", False), ("580", False), ("", True), ("58", True)])
+def test_an_unknown_version_is_told_with_the_known_ones_of_its_branch(version: str, others: bool) -> None:
+    with pytest.raises(UsageError) as caught:
+        KIND.requests(recipe(), stage(version))
+    said = str(caught.value)
+    assert f"stage driver: no published sha256 of driver '{version}' is known; known are " in said
+    assert "580.65.06, 580.76.05, 580.82.07" in said
+    assert ("570.86.16" in said) is others
+    assert said.endswith("docs/nvidia.md says how to add one")
 
 
 def locked(sha256: str = "219be636b60931b021b2e8c1e0eff887363c731f8a940caa87bcc054d05d97fd") -> Lock:
