@@ -14,7 +14,7 @@ from builder.commands.common import json_option
 from builder.commands.deploy import host_option
 from builder.deploy import adopted, plot
 from builder.deploy.bench import Point, Result, load_of, measure
-from builder.deploy.deployments import Deployment, find, look
+from builder.deploy.deployments import Deployment, find_running, look
 from builder.deploy.host import open_host
 from builder.deploy.host.base import Host
 from builder.deploy.model import Guest, jsonable
@@ -80,14 +80,12 @@ def bench(
     if adopted.find(host, guests, which):
         hint = f"name a deployment, and --against {which}"
         raise UsageError(f"{which} is adopted, and the load is made in a container of the builder", hint=hint)
-    found = find(host, which)
+    found = find_running(host, which)
     other = _other(host, guests, against, against_key_file)
     if isinstance(other, Deployment) and other.guest.ctid == found.guest.ctid:
         raise UsageError("--against names the same container", hint="name another")
     if isinstance(other, adopted.Server) and alone:
         raise UsageError("--alone would have to stop a server that is not the builder's", hint="leave it out")
-    if not found.guest.running:
-        raise UsageError("is stopped", where=f"container {found.guest.ctid}", hint="start it first")
     load = load_of(
         host,
         found,
@@ -122,7 +120,7 @@ def _other(
     if against is None:
         return None
     known = adopted.find(host, guests, against)
-    return adopted.server(host, known, host.guest(known.ctid)) if known else find(host, against)
+    return adopted.server(host, known, host.guest(known.ctid)) if known else find_running(host, against)
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

@@ -15,7 +15,6 @@ from builder.deploy import profile as profiles
 from builder.deploy.deployments import TEMPLATE, deployments, find, look
 from builder.deploy.host import open_host
 from builder.deploy.inside import plain
-from builder.deploy.journal import state_root
 from builder.deploy.model import jsonable
 from builder.errors import UsageError
 from builder.recipe import load
@@ -103,7 +102,7 @@ def deploy(**given: Any) -> None:
     host = open_host(given["where"], dry=dry)
 
     def secrets(made: plan.Plan) -> profiles.secrets.Secrets:
-        kept = state_root() / "keys" / host.name / made.container.name
+        kept = profiles.secrets.kept(host.name, made.container.name)
         return profiles.secrets.obtain(given["api_key_file"], kept, os.environ, keep=not dry)
 
     if given["resuming"]:
@@ -194,7 +193,7 @@ def _show(done: run.Deployed, host: str, dry: bool, as_json: bool) -> None:
         click.echo("\n".join(done.commands))
         return
     click.echo(f"{container.name}: container {container.ctid} on {host} serves {done.profile}")
-    click.echo(f"API key: {state_root() / 'keys' / host / container.name}")
+    click.echo(f"API key: {profiles.secrets.kept(host, container.name)}")
 
 
 @click.command()

@@ -10,10 +10,10 @@ import click
 
 from builder.commands.common import json_option
 from builder.commands.deploy import host_option
-from builder.deploy.deployments import find
+from builder.deploy.deployments import find_running
 from builder.deploy.host import open_host
 from builder.deploy.logs import Line, follow
-from builder.errors import UsageError
+from builder.deploy.profile import secrets
 
 
 @click.command()
@@ -32,15 +32,17 @@ def logs(which: str, where: str, endless: bool, lines: int, since: str | None, a
       builder logs 950 --since '1 hour ago' --host ssh:root@pve
     """
     host = open_host(where)
-    found = find(host, which)
-    if not found.guest.running:
-        raise UsageError("is stopped", where=f"container {found.guest.ctid}", hint="start it to read its journal")
+    found = find_running(host, which)
+
+    kept = secrets.kept(host.name, found.mark.name)
+    known = secrets.read(kept if kept.exists() else None, None, os.environ)
 
     def show(line: Line) -> None:
+        text = known.hide(line.text)
         if as_json:
-            click.echo(json.dumps({"time": line.time.isoformat(), "line": line.text}))
+            click.echo(json.dumps({"time": line.time.isoformat(), "line": text}))
         else:
-            click.echo(f"{line.time.astimezone():%Y-%m-%d %H:%M:%S} {line.text}")
+            click.echo(f"{line.time.astimezone():%Y-%m-%d %H:%M:%S} {text}")
         sys.stdout.flush()
 
     try:

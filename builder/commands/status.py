@@ -44,6 +44,9 @@ def _show(seen: Overview) -> None:
     else:
         columns = ("ctid", "name", "state", "profile", "cards", "health", "template", "drift")
         console.print_table(columns, [_row(row) for row in seen.deployments])
+    for row in seen.deployments:
+        if row.successor is not None:
+            click.echo(f"{row.ctid} was replaced: {row.successor} serves {row.name} now")
     if seen.cards:
         click.echo()
         heads = ("card", "model", "memory", "busy", "held by")

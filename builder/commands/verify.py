@@ -65,7 +65,7 @@ def _template(template: Path, as_json: bool) -> int:
 def _deployment(ctid: str, where: str, as_json: bool) -> int:
     from builder.deploy import adopted
     from builder.deploy import verify as running
-    from builder.deploy.deployments import find, look
+    from builder.deploy.deployments import find_running, look
     from builder.deploy.host import open_host
     from builder.deploy.model import jsonable
 
@@ -76,9 +76,7 @@ def _deployment(ctid: str, where: str, as_json: bool) -> int:
         server = adopted.server(host, foreign, host.guest(foreign.ctid))
         rows = running.verify_adopted(host, server, console.progress(as_json))
     else:
-        found = find(host, ctid)
-        if not found.guest.running:
-            raise UsageError("is stopped", where=f"container {ctid}", hint="start it first")
+        found = find_running(host, ctid)
         name = found.mark.name
         rows = running.verify(host, found, console.progress(as_json))
     if as_json:

@@ -46,23 +46,43 @@ def template_of(guests: Sequence[Guest], digest: str) -> Guest | None:
     return None
 
 
+def successor(guests: Sequence[Guest], found: Deployment) -> int | None:
+    """The id of the container that runs in the place of a stopped one, as --replace leaves it."""
+    same = (each for each in deployments(guests) if each.mark.name == found.mark.name and each.guest.running)
+    return None if found.guest.running else next((each.guest.ctid for each in same), None)
+
+
+def find_running(host: Host, which: str) -> Deployment:
+    """As `find`; one that is stopped is refused, naming what runs in its place."""
+    guests = look(host)
+    found = _find(guests, host.name, which)
+    if found.guest.running:
+        return found
+    now = successor(guests, found)
+    hint = "start it first" if now is None else f"{now} serves in its place: name that one"
+    raise UsageError("is stopped", where=f"container {found.guest.ctid} ({found.mark.name})", hint=hint)
+
+
 def find(host: Host, which: str) -> Deployment:
     """The deployment with this container id or name; of several with one name that which runs.
 
     Raises UsageError when there is none, or it is not of the builder's making.
     """
-    guests = look(host)
+    return _find(look(host), host.name, which)
+
+
+def _find(guests: Sequence[Guest], where: str, which: str) -> Deployment:
     if which.isdigit():
         guest = next((guest for guest in guests if guest.ctid == int(which)), None)
         if guest is None:
-            raise UsageError(f"there is no container {which}", where=host.name, hint=_known(guests))
+            raise UsageError(f"there is no container {which}", where=where, hint=_known(guests))
         if guest.mark is None or guest.mark.role != SERVER:
             what = f"container {which} ({guest.name}) is no deployment of the builder"
-            raise UsageError(what, where=host.name, hint=f"it is left alone; {_known(guests)}")
+            raise UsageError(what, where=where, hint=f"it is left alone; {_known(guests)}")
         return Deployment(guest, guest.mark)
     named = [found for found in deployments(guests) if found.mark.name == which]
     if not named:
-        raise UsageError(f"there is no deployment {which!a}", where=host.name, hint=_known(guests))
+        raise UsageError(f"there is no deployment {which!a}", where=where, hint=_known(guests))
     return max(named, key=lambda found: (found.guest.running, found.mark.made))
 
 

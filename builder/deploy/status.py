@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from builder.deploy import adopted, drift
-from builder.deploy.deployments import SERVER, TEMPLATE, Deployment, deployments, find, look
+from builder.deploy.deployments import SERVER, TEMPLATE, Deployment, deployments, find, look, successor
 from builder.deploy.host.base import Host
 from builder.deploy.inside import call, plain, reason, table
 from builder.deploy.model import Guest
@@ -37,6 +37,7 @@ class Status:
     health: Health
     drift: tuple[str, ...]
     unchecked: str  # why drift could not be looked for; empty when it was
+    successor: int | None = None  # of a stopped one: the container that runs in its place
     adopted: bool = False  # a server that the builder did not make; without template and profile
 
 
@@ -83,6 +84,7 @@ def _status(host: Host, found: Deployment, guests: Sequence[Guest]) -> Status:
         health=health,
         drift=changed,
         unchecked=unchecked,
+        successor=successor(guests, found),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 
+from builder.deploy.journal import state_root
 from builder.errors import BuilderError, UsageError
 
 API_KEY = "BUILDER_API_KEY"
@@ -24,6 +25,17 @@ class Secrets:
 
     api_key: str | None = field(default=None, repr=False)  # what clients of the server send
     token: str | None = field(default=None, repr=False)  # for the model hub; never goes into a container
+
+    def hide(self, text: str) -> str:
+        """`text` with asterisks in place of each."""
+        for secret in filter(None, (self.api_key, self.token)):
+            text = text.replace(secret, "***")
+        return text
+
+
+def kept(host: str, name: str) -> Path:
+    """Where the API key of a deployment lies on this machine."""
+    return state_root() / "keys" / host / name
 
 
 def read(api_key_file: Path | None, token_file: Path | None, environ: Mapping[str, str]) -> Secrets:

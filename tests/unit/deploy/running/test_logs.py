@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,16 +14,19 @@ from hypothesis import strategies as st
 from builder.commands import logs as command
 from builder.deploy.logs import read
 from builder.deploy.model import Guest
-from builder.errors import BuilderError
+from builder.deploy.profile import secrets
+from builder.errors import BuilderError, UsageError
 
 from .simulated import RECORDED, Answer, SimulatedChannel, SimulatedHost, failed, server
 
 JOURNAL = (RECORDED / "journal.jsonl").read_text(encoding="utf-8")
 
 
-def run(*words: str, answer: Answer = JOURNAL, running: bool = True) -> tuple[Result, SimulatedChannel]:
+def run(
+    *words: str, answer: Answer = JOURNAL, running: bool = True, more: Sequence[Guest] = ()
+) -> tuple[Result, SimulatedChannel]:
     channel = SimulatedChannel({"journalctl": [answer]})
-    host = SimulatedHost([server(921, "fp8", running=running), Guest(100, "db", running=True)], channel)
+    host = SimulatedHost([server(921, "fp8", running=running), Guest(100, "db", running=True), *more], channel)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "open_host", lambda where: host)
         return CliRunner().invoke(command.logs, list(words), standalone_mode=False), channel
@@ -36,6 +41,26 @@ def test_lines_are_shown_with_their_time_and_without_colours() -> None:
     assert lines[-1].endswith(
         '(APIServer pid=1812) INFO:     198.18.102.10:53618 - "POST /v1/completions HTTP/1.1" 200 OK'
     )
+
+
+@pytest.mark.parametrize("words", [("921",), ("921", "--json")])
+def test_a_secret_that_this_machine_knows_is_not_shown(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUILDER_STATE", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "hf_sesame")
+    secrets.keep_key(secrets.kept("simulated", "fp8"), "sesame-4711")
+    said = {"MESSAGE": "api_key='sesame-4711' token=hf_sesame", "__REALTIME_TIMESTAMP": "1764000000000000"}
+    result, _ = run(*words, answer=json.dumps(said) + "\n")
+    assert "api_key='***' token=***" in result.stdout
+    assert "sesame" not in result.stdout
+
+
+def test_a_container_that_was_replaced_names_what_serves_now() -> None:
+    result, channel = run("921", running=False, more=[server(930, "fp8")])
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception) == "container 921 (fp8): is stopped; 930 serves in its place: name that one"
+    assert channel.inside() == []
 
 
 def test_json_is_one_object_a_line_in_utc() -> None:

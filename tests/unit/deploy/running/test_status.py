@@ -61,6 +61,14 @@ def test_what_is_as_it_was_deployed_is_ok_and_has_no_drift(monkeypatch: pytest.M
     assert (row["drift"], row["unchecked"], row["profile"], row["digest"]) == ([], "", "cpu", "ab" * 32)
 
 
+def test_what_was_replaced_names_what_serves_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    guests = [server(921, "fp8", running=False), server(930, "fp8"), server(950, "awq", running=False)]
+    result = run(guests, {"look": [looked()]}, "921", monkeypatch=monkeypatch)
+    assert result.stdout.splitlines()[-1] == "921 was replaced: 930 serves fp8 now"
+    result = run(guests, {"look": [looked()]}, "--json", monkeypatch=monkeypatch)
+    assert {ctid: row["successor"] for ctid, row in rows(result).items()} == {921: 930, 930: None, 950: None}
+
+
 def test_changes_by_hand_are_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = settings()
     record = {"settings": jsonable(wanted), "files": {"/etc/vllm/serve.yaml": "aa", "/etc/vllm/env": "bb"}}
