@@ -21,7 +21,6 @@ __all__ = [
     "budget",
     "holes",
     "look",
-    "needed_driver",
     "of_list",
     "of_recipe",
     "of_template",
@@ -58,8 +57,12 @@ def run(
     else:
         found.append(unseen("gpu-code", "template", "which GPU code the card would run", "not part of a quick check"))
     for each in views:
-        found += [*rules.of_profile(each), *budget.alone(each.profile, _devices(subject)), *memory.fits(each)]
+        found += [*rules.of_profile(each), *versions.fit_on_path(each)]
+        found += [*budget.alone(each.profile, _devices(subject)), *memory.fits(each)]
     found += _shared(subject, profiles, together)
+    if views and not subject.tree.readable:
+        what, reason = "what the service's unit sets", "only the list of files is at hand"
+        found.append(unseen("environment", "template", what, reason))
     if store is not None:
         decided = list(simulate.engines(views, store.scratch, progress))
         found += [finding for one in decided for finding in one.findings]
@@ -72,15 +75,6 @@ def run(
         found.append(unseen("kernels", "template", what, reason, "`builder deploy` waits for a completion"))
     found += [*proxmox.accepts(subject), *hygiene.clean(subject.tree, build_paths), *holes.known(template, views)]
     return told(found)
-
-
-def needed_driver(template: Look) -> str | None:
-    """The oldest driver that the template's CUDA and its target ask for; None when nothing of it needs one.
-
-    PTX may ask for a newer one: that takes a full check.
-    """
-    found = versions.needs(template)
-    return found[0].driver if found else None
 
 
 def _devices(subject: Subject) -> int | None:

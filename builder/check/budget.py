@@ -64,10 +64,12 @@ def alone(profile: Profile, devices: int | None) -> Iterator[Finding]:
     subject = f"profile {profile.name}"
     if profile.gpus and profile.share > LIMIT + _EXACT:
         what = f"takes {profile.share:.2f} of the card, of which {LIMIT} may be promised"
-        yield Finding("card-share", Severity.ERROR, subject, what, "", f"a share up to {LIMIT}", _SOURCE)
+        seen = f"gpu-memory-utilization = {profile.share}"
+        yield Finding("card-share", Severity.ERROR, subject, what, seen, f"a share up to {LIMIT}", _SOURCE)
     if devices is not None and profile.gpus > devices:
         what = f"takes {profile.gpus} cards, and the target has {devices}"
-        yield Finding("card-count", Severity.ERROR, subject, what, "[Target] Devices", "Gpus up to that number", "")
+        seen, mend = f"Gpus = {profile.gpus}, [Target] Devices = {devices}", "Gpus up to that number"
+        yield Finding("card-count", Severity.ERROR, subject, what, seen, mend, "the recipe")
 
 
 def together(profiles: Sequence[Profile], cards: int) -> Iterator[Finding]:

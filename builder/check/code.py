@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from builder.check import simulate
 from builder.check.look import Look
 from builder.check.model import Finding, Severity, Subject
-from builder.check.rules import table
+from builder.check.rules import table, unseen
 from builder.check.simulate import Decided
 from builder.gpucode import Library, Target, Unit, Verdict, capability, scan, units, verdicts
 from builder.gpucode.scan import Scratch
@@ -34,12 +35,15 @@ def libraries(subject: Subject, scratch: Scratch, progress: Progress) -> tuple[L
 
 def judge(look: Look, found: Sequence[Library], isa: tuple[int, int] | None) -> Iterator[Finding]:
     """What of `found` the target card runs. `isa`: the newest PTX of the template's own driver; None: any."""
-    if not found:
-        return
     if look.subject.target is None:
+        if not found:
+            return
         what, mend = "which GPU code the card would run", "[Target] in the recipe; --recipe for a template alone"
         yield Finding("gpu-code", Severity.NOT_CHECKED, "template", what, "no [Target] is known", mend)
         return
+    if not found:
+        what, mend = f"no library of it holds GPU code, and it is for a card of {look.capability}", "torch with CUDA"
+        yield Finding("gpu-code", Severity.WARNING, "template", what, "no fat binary in any file", mend, _SOURCE)
     card = Target(capability(look.capability), isa)
     data = table("gpu-code.toml")
     exact = 0
@@ -52,7 +56,8 @@ def judge(look: Look, found: Sequence[Library], isa: tuple[int, int] | None) -> 
         exact += verdicts(taken)[Verdict.EXACT] + verdicts(taken)[Verdict.MINOR]
         yield from _library(library, taken, look.capability, data["Unseen"], data["Other"])
     if exact:
-        what = f"{exact:,} units of {len(found)} libraries have machine code for {look.capability}"
+        seen = [library for library in found if not library.problem]
+        what = f"{exact:,} units of {len(seen)} libraries have machine code for {look.capability}"
         yield Finding("gpu-code", Severity.NOTE, "template", what, "", "", _SOURCE)
 
 
@@ -60,13 +65,13 @@ def _library(
     library: Library,
     taken: Sequence[Unit],
     card: str,
-    unseen: Sequence[dict[str, str]],
+    outside: Sequence[dict[str, str]],
     other: Sequence[dict[str, str]],
 ) -> Iterator[Finding]:
     count = verdicts(taken)
     path, total = library.path, len(taken)
     seen = ", ".join(f"{number} {verdict.value}" for verdict, number in count.items() if number)
-    row = _match(path, unseen)
+    row = _match(path, outside)
     if row:
         yield Finding("gpu-code-elsewhere", Severity.NOT_CHECKED, path, "its GPU code", row["Reason"], "", _SOURCE)
     known = _match(path, other)
@@ -97,12 +102,17 @@ def first_requests(decided: Sequence[Decided], found: Sequence[Library]) -> Iter
         target = one.view.look.subject.target
         rows = [row for row in table("gpu-code.toml")["Attention"] if row["Backend"] == one.attention]
         for library in found if target else ():
-            if any(re.search(row["Pattern"], library.path) for row in rows):
+            if not any(re.search(row["Pattern"], library.path) for row in rows):
+                continue
+            if library.problem:
+                what = f"whether {one.attention} has machine code for the card"
+                yield unseen("attention-ptx", simulate.subject(one.view), what, f"{library.path}: {library.problem}")
+            else:
                 taken = units(library.containers, Target(capability(one.view.look.capability)))
                 if taken and verdicts(taken)[Verdict.PTX] == len(taken):
                     what = f"{one.attention} is PTX alone: minutes for the first request, while the driver compiles"
                     seen = f"{library.path}: {len(taken)} units, {_ptx_size(taken)} MiB of PTX; a server uses a few"
-                    subject = f"profile {one.view.profile.name}"
+                    subject = simulate.subject(one.view)
                     source = "run on an H100 (82 s a unit); docs/gpucode.md"
                     yield Finding("attention-ptx", Severity.WARNING, subject, what, seen, _KEPT, source)
 

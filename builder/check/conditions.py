@@ -7,16 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from builder.check.look import FACTS, Look, View
+from builder.check.look import FACTS, Look, UnseenError, View
 from builder.check.packages import fits
 from builder.errors import BuilderError
 
 _THINGS = ("Option", "Environment", "Package", "File", "Shape", "Profile", "Fact", "Capability")
 _TESTS = ("In", "NotIn", "Given", "Below", "Version", "Pattern")
-
-
-class UnseenError(Exception):
-    """The thing that a condition is about cannot be looked at."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +54,26 @@ def _parse(table: Mapping[str, Any], where: str) -> Condition:
 def evidence(conditions: Iterable[Condition], look: Look, view: View | None) -> str | None:
     """What makes all of the conditions hold, in words; None when one does not.
 
-    A condition about a profile does not hold without one. Raises UnseenError.
+    A condition about a profile does not hold without one. Raises UnseenError when one cannot be looked at and the
+    others hold.
     """
     seen: list[str] = []
+    unseen: list[UnseenError] = []
     for condition in conditions:
         if condition.needs_profile and view is None:
             return None
-        value = _value(condition, look, view)
+        try:
+            value = _value(condition, look, view)
+        except UnseenError as error:
+            unseen.append(error)
+            continue
         if not _holds(condition, value):
             return None
         if words := _words(condition, value):
             seen.append(words)
-    return ", ".join(seen)
+    if unseen:
+        raise unseen[0]
+    return ", ".join(dict.fromkeys(seen))
 
 
 def _value(condition: Condition, look: Look, view: View | None) -> Any:
@@ -83,14 +87,19 @@ def _value(condition: Condition, look: Look, view: View | None) -> Any:
             raise UnseenError(f"{name}: only the list of files is at hand")
         return look.tree.read(name)
     if condition.thing == "Capability":
-        return look.capability or None
+        if not look.capability:
+            raise UnseenError("no [Target] is known")
+        return look.capability
     assert view is not None
     if condition.thing == "Option":
         return view.options.get(name, condition.default)
     if condition.thing == "Environment":
         return view.environment.get(name)
     if condition.thing == "Shape":
-        return view.shape(name)
+        value: Any = view.shape
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
     return view.fact(name) if condition.thing == "Fact" else getattr(view.profile, name)
 
 
@@ -127,7 +136,8 @@ def _words(condition: Condition, value: Any) -> str:
     if condition.thing == "Package":
         return f"{name} {value}"
     if condition.thing == "File":
-        found = re.search(condition.wanted, str(value), re.MULTILINE) if condition.test == "Pattern" else None
-        line = str(value)[: found.end()].rpartition("\n")[2] if found else ""
-        return f"{name}: {line[:120]}" if line else name
-    return f"{name}={value}" if condition.thing == "Environment" else f"{name} = {value}"
+        pattern = condition.wanted if condition.test == "Pattern" else "."
+        return f"{name}: {next((line for line in value.splitlines() if re.search(pattern, line)), '')[:120]}"
+    if condition.thing == "Environment":
+        return f"{name}={value}"
+    return f"{name} = {str(value).lower() if isinstance(value, bool) else value}"

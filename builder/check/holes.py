@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from builder.check import conditions
 from builder.check.conditions import Condition
-from builder.check.look import Look, View
+from builder.check.look import Look, UnseenError, View
 from builder.check.model import Finding, Severity
 from builder.check.packages import fits
 from builder.check.rules import table
@@ -73,8 +74,15 @@ def known(look: Look, views: Sequence[View]) -> Iterator[Finding]:
         what = f"{hole.what}{score}; reached when {hole.reached}"
         yield Finding(hole.id, Severity.NOTE, "template", what, seen, mend, hole.source)
         for view in views:
-            if hole.when and (found := conditions.evidence(hole.when, look, view)) is not None:
+            if (found := _reached(hole, look, view)) is not None:
                 subject = f"profile {view.profile.name}"
                 yield Finding(
                     hole.id, Severity.WARNING, subject, f"reached: {hole.what}{score}", found, mend, hole.source
                 )
+
+
+def _reached(hole: Hole, look: Look, view: View) -> str | None:
+    """By what a profile reaches a hole; None when it does not, or nobody can say: then the note says what it takes."""
+    with suppress(UnseenError):
+        return conditions.evidence(hole.when, look, view) if hole.when else None
+    return None

@@ -30,6 +30,7 @@ _CACHES = re.compile(
 _TRACES = re.compile(r"(^|/)(direct_url\.json|RECORD|pyvenv\.cfg)$|\.pth$|^etc/|/bin/[^/]+$")
 """Files that name the place where they were made, when something does."""
 _SHOWN = 3
+_NO_ID = len("uninitialized\n")  # what machine-id(5) has in its place; an id is longer
 
 
 def clean(tree: Tree, build_paths: Sequence[str]) -> Iterator[Finding]:
@@ -46,10 +47,10 @@ def clean(tree: Tree, build_paths: Sequence[str]) -> Iterator[Finding]:
         found = [entry for entry in files if pattern.fullmatch(entry.path) and _filled(tree, entry)]
         yield from _told(rule, Severity.ERROR, what, found, mend)
     machine = tree.find("/etc/machine-id")
-    if machine is not None and machine.size and (tree.read("/etc/machine-id") or "") != "uninitialized\n":
-        what = "a machine-id: every container of it would have the same"
+    if machine is not None and machine.size not in (0, _NO_ID):
+        what, seen = "a machine-id: every container of it would have the same", f"{machine.size} bytes"
         yield Finding(
-            "hygiene-machine-id", Severity.ERROR, "/etc/machine-id", what, "", "leave it empty", "machine-id(5)"
+            "hygiene-machine-id", Severity.ERROR, "/etc/machine-id", what, seen, "leave it empty", "machine-id(5)"
         )
     if tree.readable:
         yield from _content(tree, files, build_paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,11 @@ from builder.check.tree import Tree
 UNIT = "vllm.service"
 _UNIT_FOLDERS = ("usr/lib/systemd/system", "etc/systemd/system")
 _MANAGER = ("usr/lib/systemd/system.conf.d", "etc/systemd/system.conf.d")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"  # of a unit that sets none: systemd.exec(5)
+
+
+class UnseenError(Exception):
+    """Why something cannot be looked at here."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,24 @@ class View:
     def importable(self) -> Mapping[str, Package]:
         return packages.importable(self.look.packages, self.sites)
 
-    def shape(self, path: str) -> Any:
-        """The value at a dotted path of the model's config.json; None when it has none."""
-        value: Any = self.profile.model.shape
-        for name in path.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        return value
+    @cached_property
+    def shape(self) -> Mapping[str, Any]:
+        """The model's config.json where it lies in the template, else as the profile has it. Raises UnseenError."""
+        path, tree = f"{self.profile.model.path}/config.json", self.look.tree
+        if tree.find(path) is None:
+            found = self.profile.model.shape
+        elif not tree.readable:
+            raise UnseenError(f"{path}: only the list of files is at hand")
+        else:
+            try:
+                found = json.loads(tree.read(path) or "")
+            except ValueError:
+                found = None
+            if not isinstance(found, Mapping):
+                raise UnseenError("the model's config.json is no JSON object")
+        if not found:
+            raise UnseenError("the model's shape is not known: no [Model.Shape] in the profile, no config.json here")
+        return found
 
     def fact(self, name: str) -> bool:
         """One of `FACTS`. Raises KeyError."""
@@ -90,7 +108,7 @@ def _nvcc(view: View) -> bool:
     """Whether the service would find nvcc; whether there is one, where the service's PATH cannot be read."""
     if not view.look.tree.readable:
         return any(path.endswith("/bin/nvcc") for path in view.look.tree.entries)
-    folders = view.environment.get("PATH", "").split(":")
+    folders = view.environment.get("PATH", _PATH).split(":")
     if home := view.environment.get("CUDA_HOME"):
         folders.append(f"{home}/bin")
     return any(view.look.tree.find(f"{folder}/nvcc") for folder in (*folders, "/usr/local/cuda/bin") if folder)

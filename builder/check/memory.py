@@ -6,12 +6,11 @@ than a hundredth of them. Activations and CUDA graphs are not counted, so there 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from builder.check.look import View
+from builder.check.look import UnseenError, View
 from builder.check.model import Finding, Severity
 from builder.check.rules import unseen
 
@@ -22,18 +21,10 @@ _ENCODERS = ("modernbert",)
 _TIED = ("gemma", "gemma2")  # where config.json does not say otherwise
 _BYTES = {"half": 2, "float16": 2, "bfloat16": 2, "float": 4, "float32": 4}
 _FP8_CACHE = ("fp8", "fp8_e4m3", "fp8_e5m2")
-_ONE_LENGTH = (
-    "sliding_window",
-    "layer_types",
-    "attention_chunk_size",
-)  # these keep less than all tokens in some layers
+_NO_WINDOW = ("qwen2", "qwen3")  # their sliding_window counts only with use_sliding_window
 _SOURCE = "builder/check/memory.py; vllm/v1/core/kv_cache_utils.py and layers/quantization/fp8.py 0.10.2"
 _MIB = 1 << 20
 _GIB = 1 << 30
-
-
-class _UnknownError(Exception):
-    """Why it cannot be reckoned."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +62,8 @@ def fits(view: View) -> Iterator[Finding]:
         yield unseen("card-memory", subject, what, "no [Target] is known")
         return
     try:
-        need, longest = _need(view), _longest(view)
-    except _UnknownError as error:
+        need = _need(view)
+    except UnseenError as error:
         yield unseen("card-memory", subject, what, str(error))
         return
     memory = target.memory_mib * _MIB
@@ -95,7 +86,12 @@ def fits(view: View) -> Iterator[Finding]:
         return
     tokens = int((share - need.weights) / need.token)
     shown += f"; {need.token / 1024:g} KiB of KV cache a token"
-    if longest and longest > tokens:
+    try:
+        longest = _longest(view)
+    except UnseenError as error:
+        longest = 0
+        yield unseen("card-memory", subject, "whether a request of the longest length fits", str(error))
+    if longest > tokens:
         says = (
             f"one request of {longest} tokens wants {_gib(longest * need.token)} of KV cache, and at most {tokens} fit"
         )
@@ -117,14 +113,14 @@ def _weights(need: Need) -> str:
 
 
 def _need(view: View) -> Need:
-    shape = _shape(view)
+    shape = view.shape
     kind = shape.get("model_type")
     if kind not in _GATED:
-        raise _UnknownError(
+        raise UnseenError(
             f"weights of model_type {kind!a} are not known from its shape" if kind else "the model's shape is not known"
         )
     if any(key in shape for key in ("num_experts", "num_local_experts", "vision_config")):
-        raise _UnknownError("experts or a vision tower are not counted")
+        raise UnseenError("experts or a vision tower are not counted")
     width, layers, inner = (_number(shape, key) for key in ("hidden_size", "num_hidden_layers", "intermediate_size"))
     heads = _number(shape, "num_attention_heads")
     groups = _number(shape, "num_key_value_heads", heads)
@@ -149,25 +145,13 @@ def _need(view: View) -> Need:
     )
 
 
-def _shape(view: View) -> Mapping[str, Any]:
-    """The model's own config.json where it lies in the template, else the profile's shape."""
-    text = view.look.tree.read(f"{view.profile.model.path}/config.json")
-    try:
-        found = json.loads(text) if text else view.profile.model.shape
-    except ValueError:
-        found = None
-    if not isinstance(found, Mapping):
-        raise _UnknownError("the model's config.json is no JSON object")
-    return found
-
-
 def _plain(view: View) -> int:
     """Bytes of a weight that is not quantized. vLLM's "auto" makes 16 bits of 32."""
     dtype = view.options.get("dtype", "auto")
     if dtype == "auto":
         return 2
     if not isinstance(dtype, str) or dtype not in _BYTES:
-        raise _UnknownError(f"dtype {dtype!a} has no known size")
+        raise UnseenError(f"dtype {dtype!a} has no known size")
     return _BYTES[dtype]
 
 
@@ -178,7 +162,7 @@ def _quantized(view: View, shape: Mapping[str, Any], plain: int) -> tuple[float,
     if not isinstance(told, Mapping):
         if asked in (None, "fp8"):
             return (1, True) if asked else (plain, False)
-        raise _UnknownError(f"quantization {asked!a} of a checkpoint without a quantization_config")
+        raise UnseenError(f"quantization {asked!a} of a checkpoint without a quantization_config")
     method = told.get("quant_method")
     if method == "fp8":
         return 1, False
@@ -190,41 +174,46 @@ def _quantized(view: View, shape: Mapping[str, Any], plain: int) -> tuple[float,
         sizes = {_packed(group) for group in groups.values()} if isinstance(groups, Mapping) else set()
         if len(sizes) == 1:
             return sizes.pop(), False
-    raise _UnknownError(f"bytes of a weight quantized with {method!a} are not known")
+    raise UnseenError(f"bytes of a weight quantized with {method!a} are not known")
 
 
 def _packed(group: Any) -> float:
     """Bytes of a weight of compressed-tensors: a scale a group, of one byte for floats (nvfp4), else of two."""
     weights = group.get("weights") if isinstance(group, Mapping) else None
     if not isinstance(weights, Mapping):
-        raise _UnknownError("a quantization_config without weights")
+        raise UnseenError("a quantization_config without weights")
     bits = _number(weights, "num_bits") / 8
     if weights.get("group_size") is None:
         return bits
     return bits + (1 if weights.get("type") == "float" else 2) / _number(weights, "group_size")
 
 
-def _longest(view: View) -> int | None:
-    """The longest request; None when vLLM decides on it, or keeps less than all of a request."""
-    shape = _shape(view)
-    if any(shape.get(key) for key in _ONE_LENGTH):
-        return None
+def _longest(view: View) -> int:
+    """Tokens of the longest request. Raises UnseenError where vLLM decides on it, or some layers keep only a part."""
+    shape = view.shape
+    uses_window = shape.get("use_sliding_window", shape.get("model_type") not in _NO_WINDOW)
+    kinds = shape.get("layer_types")
+    is_whole = not kinds or (isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds))
+    if (uses_window and shape.get("sliding_window")) or shape.get("attention_chunk_size") or not is_whole:
+        raise UnseenError("some layers keep only a window of it")
     asked = view.options.get("max-model-len", shape.get("max_position_embeddings"))
-    return asked if isinstance(asked, int) and not isinstance(asked, bool) else None
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+        raise UnseenError("vLLM decides on it" if asked is None else f"max-model-len is {asked!a}")
+    return asked
 
 
 def _number(table: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = table.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _UnknownError(f"the model's shape has no {key}" if value is None else f"{key} is {value!a}")
+        raise UnseenError(f"the model's shape has no {key}" if value is None else f"{key} is {value!a}")
     return value
 
 
 def _option(view: View, name: str, default: int) -> int:
     value = view.options.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < default:
-        raise _UnknownError(f"{name} is {value!a}")
+        raise UnseenError(f"{name} is {value!a}")
     return value
 
 

@@ -88,6 +88,7 @@ class Subject:
     target: Target | None  # None: the card is not known
     venv: str = "/opt/vllm"  # where vLLM is installed
     file: Path | None = None  # the packed template; None when there are only layers
+    size: int | None = None  # bytes of `file` as its manifest tells
 
 
 def told(findings: list[Finding] | tuple[Finding, ...]) -> tuple[Finding, ...]:

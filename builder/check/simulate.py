@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from builder import sandbox
 from builder.check.look import Look, View
 from builder.check.model import Finding, Severity
+from builder.check.packages import fits
 from builder.check.rules import quiet, unseen
 from builder.errors import BuilderError
 from builder.gpucode import capability
@@ -26,6 +27,8 @@ from builder.sandbox.spec import Bind, Limits, Spec
 
 _INSIDE = "/run/builder/check"
 _SECONDS = 600
+_TRIED = ">=0.10,<0.11"
+"""The versions of vLLM that the simulation was tried with: what another one refuses may be our doing."""
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "HOME": "/tmp"}
 
 Run = Callable[[Spec], None]
@@ -66,7 +69,7 @@ def engines(views: Sequence[View], scratch: Scratch, progress: Progress, run: Ru
 
 
 def _unseen(view: View, reason: str) -> Decided:
-    return Decided(view, (unseen("engine", _subject(view), "what vLLM makes of it", reason),))
+    return Decided(view, (unseen("engine", subject(view), "what vLLM makes of it", reason),))
 
 
 def _hidden(view: View) -> str:
@@ -110,8 +113,15 @@ def _ask(views: Sequence[View], folder: Path, run: Run) -> dict[str, Any]:
         limits=Limits(seconds=_SECONDS),
     )
     run(spec)
-    lines = results.read_text(encoding="utf-8", errors="replace").splitlines()
-    return {answer["name"]: answer for answer in map(json.loads, lines)}
+    return dict(_answers(results.read_text(encoding="utf-8", errors="replace")))
+
+
+def _answers(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Profiles and what was made of them; a line that was cut off is none."""
+    for line in text.splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            found = json.loads(line)
+            yield str(found["name"]), found
 
 
 def _card(look: Look) -> dict[str, Any]:
@@ -144,16 +154,23 @@ def _request(view: View, folder: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _subject(view: View) -> str:
+def subject(view: View) -> str:
+    """A profile as findings name it that follow from the simulation."""
     return f"profile {view.profile.name}" + (" on the simulated card" if view.profile.gpus else "")
 
 
 def _judge(view: View, answer: Mapping[str, Any]) -> Iterator[Finding]:
-    subject, source = _subject(view), _source(view)
+    who, source = subject(view), _source(view)
     log = [str(line) for line in answer["log"]]
     if "error" in answer:
+        seen = _reason(answer["error"], log)
+        if not fits(view.look.importable["vllm"].version, _TRIED):
+            reason = f"the simulation was tried with vLLM {_TRIED} alone, and this one ends with: {seen}"
+            yield unseen("engine", who, "what vLLM makes of it", reason)
+            return
         what = f"vLLM refuses it: {answer['error']['type']}"
-        yield Finding("engine-refused", Severity.ERROR, subject, what, _reason(answer["error"], log), "", source)
+        mend = "take back what the line names; `vllm serve --help` lists the options"
+        yield Finding("engine-refused", Severity.ERROR, who, what, seen, mend, source)
         return
     engine = answer["engine"]
     warnings = [
@@ -163,11 +180,12 @@ def _judge(view: View, answer: Mapping[str, Any]) -> Iterator[Finding]:
     if not engine["v1"]:
         what = "vLLM leaves its V1 engine for V0, which this card's kernels do not serve"
         mend = "take back what the line names, or set an attention backend that serves it"
-        yield Finding("engine-v0", Severity.ERROR, subject, what, "; ".join(warnings) or made, mend, source)
+        yield Finding("engine-v0", Severity.ERROR, who, what, "; ".join(warnings) or made, mend, source)
     else:
-        yield Finding("engine", Severity.NOTE, subject, f"V1 engine, {engine['attention']}", made, "", source)
+        yield Finding("engine", Severity.NOTE, who, f"V1 engine, {engine['attention']}", made, "", source)
         for line in warnings:
-            yield Finding("engine-warning", Severity.WARNING, subject, "vLLM warns", line, "", source)
+            mend = "take back what the line names, unless it is meant"
+            yield Finding("engine-warning", Severity.WARNING, who, "vLLM warns", line, mend, source)
 
 
 def _reason(error: Mapping[str, str], log: Sequence[str]) -> str:

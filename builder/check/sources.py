@@ -32,7 +32,8 @@ def of_list(template: Path, recipe: Recipe | None) -> Subject:
     Target and environment are the manifest's; an older one has none, and then they are the recipe's as it is now.
     """
     manifest = pack.read_manifest(template)
-    return Subject(template.name, tree.of_manifest(manifest), *_facts(template, manifest, recipe), template)
+    listed = tree.of_manifest(manifest)
+    return Subject(template.name, listed, *_facts(template, manifest, recipe), template, _size(manifest))
 
 
 @contextmanager
@@ -48,13 +49,13 @@ def of_template(
     layers = _layers(manifest, store)
     target, venv = _facts(template, manifest, recipe)
     if layers is not None:
-        yield Subject(template.name, tree.Tree(listed.entries, layers), target, venv, template)
+        yield Subject(template.name, tree.Tree(listed.entries, layers), target, venv, template, _size(manifest))
         return
     with store.scratch() as scratch, (progress or Silent()).task(f"unpacking {template.name}"):
         root = scratch / "root"
         root.mkdir()
         _unpack(template, root)
-        yield Subject(template.name, tree.Tree(listed.entries, (root,)), target, venv, template)
+        yield Subject(template.name, tree.Tree(listed.entries, (root,)), target, venv, template, _size(manifest))
 
 
 def _layers(manifest: Mapping[str, Any], store: Store) -> tuple[Path, ...] | None:
@@ -66,6 +67,12 @@ def _layers(manifest: Mapping[str, Any], store: Store) -> tuple[Path, ...] | Non
             return None
         found.append(layer.tree)
     return tuple(found)
+
+
+def _size(manifest: Mapping[str, Any]) -> int | None:
+    """Bytes of the packed file; None where the manifest does not tell."""
+    found = manifest.get("size")
+    return found if isinstance(found, int) else None
 
 
 def _unpack(template: Path, root: Path) -> None:

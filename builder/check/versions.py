@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from builder.check.look import Look
+from packaging.utils import canonicalize_name
+
+from builder.check.look import Look, View
 from builder.check.model import Finding, Severity
-from builder.check.packages import fits, requirements
+from builder.check.packages import Package, fits, requirements, twice
 from builder.check.rules import table, unseen
 from builder.gpucode import Kind, Library, Target, capability, choose
 
 _LIBCUDA = re.compile(r"libcuda\.so\.(\d+\.\d+(?:\.\d+)?)")
 _COMPILED = ("torch", "torchvision", "torchaudio", "xformers")
+_IMPORT = "importlib.metadata takes the first that the folder lists"
 
 
 @dataclass(frozen=True)
 class Need:
     """The oldest driver that something asks for."""
 
-    driver: str
+    driver: str  # "" when the table does not tell
     reason: str
 
 
@@ -30,22 +33,44 @@ def fit(look: Look) -> Iterator[Finding]:
     if vllm is None:
         yield unseen("vllm", "template", "whether the parts fit vLLM", f"no vLLM in {look.subject.venv}")
         return
+    for name, them in twice(look.packages, [look.site]).items():
+        versions = " and ".join(sorted(package.version for package in them))
+        what = f"{name} is installed twice, {versions}: which one counts is chance"
+        yield Finding("package-twice", Severity.ERROR, "template", what, f"/{look.site}", _alone(vllm), _IMPORT)
     if not look.tree.readable:
         yield unseen("requirements", "template", "what vLLM requires", "only the list of files is at hand")
-        return
+    elif not list(requirements(look.tree, vllm, look.python)):
+        yield unseen("requirements", "template", "what vLLM requires", f"{vllm.folder}/METADATA names nothing")
+    else:
+        yield from _misfits(look, vllm, look.importable, "template")
+    if look.capability:
+        yield from _compiler(look)
+
+
+def fit_on_path(view: View) -> Iterator[Finding]:
+    """The same of a profile whose PYTHONPATH puts other packages before those of the template: what it adds."""
+    vllm = view.importable.get("vllm")
+    if vllm is not None and view.sites[1:]:
+        known = {finding.what for finding in _misfits(view.look, vllm, view.look.importable, "template")}
+        for finding in _misfits(view.look, vllm, view.importable, f"profile {view.profile.name}"):
+            if finding.what not in known:
+                yield finding
+
+
+def _misfits(look: Look, vllm: Package, importable: Mapping[str, Package], subject: str) -> Iterator[Finding]:
     for required in requirements(look.tree, vllm, look.python):
-        there = look.importable.get(required.name.lower().replace("_", "-"))
+        there = importable.get(canonicalize_name(required.name))
         wanted = str(required.specifier)
         if there is None or not fits(there.version, wanted or ">=0"):
             is_ = "is missing" if there is None else f"is {there.version}"
             wants = "was built against" if required.name in _COMPILED else "wants"
             what = f"{required.name} {is_}; vLLM {vllm.version} {wants} {wanted or 'any'}"
-            mend = (
-                f'Requirements = ["vllm=={vllm.version}"] alone, resolved by `builder lock`; nothing installed beside'
-            )
-            yield Finding("requirements", Severity.ERROR, "template", what, vllm.folder, mend, "vLLM's own metadata")
-    if look.capability:
-        yield from _compiler(look)
+            seen = f"/{there.folder}" if there else f"/{vllm.folder}"
+            yield Finding("requirements", Severity.ERROR, subject, what, seen, _alone(vllm), "vLLM's own metadata")
+
+
+def _alone(vllm: Package) -> str:
+    return f'Requirements = ["{vllm.name}=={vllm.version}"] alone, resolved by `builder lock`; nothing installed beside'
 
 
 def _compiler(look: Look) -> Iterator[Finding]:
@@ -65,34 +90,46 @@ def _compiler(look: Look) -> Iterator[Finding]:
 
 
 def needs(look: Look, libraries: Sequence[Library] = ()) -> tuple[Need, ...]:
-    """All that ask for a driver, the most demanding first; () when nothing of CUDA is there or no card is known."""
+    """All that ask for a driver, those that are not in the table first, then the most demanding.
+
+    () when nothing of CUDA is there or no card is known.
+    """
     data = table("cuda-drivers.toml")
     cuda = torch_cuda(look)
-    if not cuda or not look.capability:
+    if not look.capability or (cuda == "" and not libraries):
         return ()
     found = []
-    if minor := data["Minor"].get(cuda.partition(".")[0]):
-        found.append(Need(minor, f"torch is built with CUDA {cuda}"))
+    if cuda is None:
+        found.append(Need("", "torch, whose version.py does not tell its CUDA"))
+    elif cuda:
+        found.append(Need(data["Minor"].get(cuda.partition(".")[0], ""), f"torch, built with CUDA {cuda}"))
     drivers = {row["Version"]: row["Driver"] for row in data["Cuda"]}
-    if first := data["Card"].get(look.capability):
-        found.append(Need(drivers[first], f"compute capability {look.capability} came with CUDA {first}"))
+    first = data["Card"].get(look.capability)
+    came = f" came with CUDA {first}" if first else ""
+    found.append(Need(drivers.get(first, ""), f"compute capability {look.capability}{came}"))
     card = Target(capability(look.capability))
     for library in libraries:
         taken = [choose(container.entries, card).entry for container in library.containers]
         versions = [entry.version for entry in taken if entry is not None and entry.kind is Kind.PTX]
-        if versions and (driver := _driver_of(max(versions), data)):
+        if versions:
             isa = ".".join(map(str, max(versions)))
-            found.append(Need(driver, f"PTX of ISA {isa} in {library.path}"))
-    return tuple(sorted(found, key=lambda need: _numbers(need.driver), reverse=True))
+            found.append(Need(_driver_of(max(versions), data), f"PTX of ISA {isa} in {library.path}"))
+    return tuple(sorted(found, key=lambda need: (not need.driver, _numbers(need.driver)), reverse=True))
 
 
-def torch_cuda(look: Look) -> str:
-    """The CUDA version that torch is built with, as in "12.8"; "" when it is built without or is not there."""
-    text = look.tree.read(f"{look.site}/torch/version.py") if look.site else None
-    if text and (found := re.search(r"^cuda\b.*=\s*'(\d+\.\d+)'", text, re.MULTILINE)):
-        return found[1]
-    runtime = look.importable.get("nvidia-cuda-runtime-cu12") or look.importable.get("nvidia-cuda-runtime")
-    return ".".join(runtime.version.split(".")[:2]) if runtime and not text else ""
+def torch_cuda(look: Look) -> str | None:
+    """The CUDA version that torch is built with, as in "12.8"; "" when it is built without or is not there.
+
+    None when it is there and does not tell.
+    """
+    if "torch" not in look.importable:
+        return ""
+    text = look.tree.read(f"{look.site}/torch/version.py")
+    if text is None:  # the wheel of its runtime tells as well
+        runtime = look.importable.get("nvidia-cuda-runtime-cu12") or look.importable.get("nvidia-cuda-runtime")
+        return ".".join(runtime.version.split(".")[:2]) if runtime else None
+    found = re.search(r"^cuda\b.*=\s*(?:'(\d+\.\d+)'|None\s*$)", text, re.MULTILINE)
+    return (found[1] or "") if found else None
 
 
 def own_driver(look: Look) -> str:
@@ -110,12 +147,15 @@ def newest_isa(driver: str) -> tuple[int, int] | None:
 
 def driver(look: Look, libraries: Sequence[Library] | None) -> Iterator[Finding]:
     """The driver that the template needs, with what asks for it."""
-    found = needs(look, libraries or ())
+    wanted = needs(look, libraries or ())
+    if not wanted and not look.capability and (torch_cuda(look) != "" or libraries):
+        yield unseen("driver", "template", "which driver it needs", "no [Target] is known")
+    unknown = [one for one in wanted if not one.driver]
+    for one in unknown:
+        reason = "it is in no row of builder/data/cuda-drivers.toml"
+        yield unseen("driver", "template", f"which driver it takes for {one.reason}", reason)
+    found = wanted[len(unknown) :]
     if not found:
-        cuda = torch_cuda(look)
-        if cuda or ("torch" in look.importable and not look.tree.readable):
-            reason = "no [Target] is known" if cuda else "torch/version.py was not read"
-            yield unseen("driver", "template", "which driver it needs", reason)
         return
     need, own = found[0].driver, own_driver(look)
     same = [one.reason for one in found if one.driver == need]
@@ -130,7 +170,7 @@ def driver(look: Look, libraries: Sequence[Library] | None) -> Iterator[Finding]
     elif _numbers(own) < _numbers(need):
         what = f"holds driver {own}, and needs {need} or later"
         yield Finding("driver", Severity.ERROR, "template", what, seen, "a newer Version in the driver stage", source)
-    else:
+    elif not unknown:
         what = f"holds driver {own}; {need} would do"
         yield Finding(
             "driver", Severity.NOTE, "template", what, seen, "the host's must be of this very version", source
@@ -143,4 +183,4 @@ def _driver_of(isa: tuple[int, int], data: dict[str, list[dict[str, str]]]) -> s
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
+    return tuple(int(part) for part in version.split(".") if part)

@@ -75,7 +75,7 @@ def check(
     if as_json:
         console.print_json(_result(subject, wanted, found))
     else:
-        _print(subject, wanted, found)
+        show(subject, wanted, found)
     return 1 if checking.worst(found) else 0
 
 
@@ -138,7 +138,8 @@ def _build_paths(recipe: Recipe | None) -> tuple[str, ...]:
     return tuple(map(str, folders))
 
 
-def _print(subject: Subject, profiles: Sequence[Profile], found: Sequence[Finding]) -> None:
+def show(subject: Subject, profiles: Sequence[checking.Profile], found: Sequence[Finding]) -> None:
+    """Print findings for people."""
     holes = [finding for finding in found if finding.rule in _HOLES and finding.severity is Severity.NOTE]
     for finding in found:
         if finding not in holes:
@@ -162,7 +163,7 @@ def _shown(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
-def _result(subject: Subject, profiles: Sequence[Profile], found: Sequence[Finding]) -> dict[str, Any]:
+def _result(subject: Subject, profiles: Sequence[checking.Profile], found: Sequence[Finding]) -> dict[str, Any]:
     return {
         "subject": subject.name,
         "profiles": [profile.name for profile in profiles],

@@ -78,6 +78,18 @@ def test_a_library_that_cannot_be_read_is_not_checked(read) -> None:
     assert ids(found, Severity.NOT_CHECKED) == {"gpu-code"}
 
 
+def test_a_template_for_a_card_without_gpu_code(make: Make) -> None:
+    (finding,) = judged(make(), ())
+    assert (finding.rule, finding.severity) == ("gpu-code", Severity.WARNING)
+    assert not judged(make(target=None), ())
+
+
+def test_a_damaged_library_of_attention_is_not_called_fast(read) -> None:
+    subject, found = read(f"{SITE}/vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so", EXACT[:-8])
+    (finding,) = code.first_requests([Decided(view(look(subject), GOOD), (), "FlashAttentionBackend")], found)
+    assert (finding.rule, finding.severity) == ("attention-ptx", Severity.NOT_CHECKED)
+
+
 def test_without_a_target_nothing_is_concluded(read) -> None:
     subject, found = read("opt/x.so", NOTHING)
     (finding,) = judged(Subject("made", subject.tree, None), found)
@@ -103,6 +115,7 @@ def test_a_profile_whose_attention_is_ptx_alone(read, unit: bytes, is_slow: bool
     seen = view(look(subject), GOOD)
     told = list(code.first_requests([Decided(seen, (), "FlashAttentionBackend")], found))
     assert (ids(told) == {"attention-ptx"}) is is_slow
+    assert {finding.subject for finding in told} <= {"profile made on the simulated card"}
     assert not list(code.first_requests([Decided(seen, (), "TritonAttentionBackend")], found))
 
 

@@ -209,7 +209,15 @@ def test_a_packed_template_is_unpacked_where_the_store_lacks_its_layers(project:
         (root,) = subject.tree.layers
     assert not root.exists()
     assert not ids(found, Severity.ERROR)
-    assert ids(found, Severity.NOT_CHECKED) == {"driver-host", "hygiene-elsewhere"}
+    assert ids(found, Severity.NOT_CHECKED) == {"driver-host", "packed-file", "hygiene-elsewhere"}
+
+
+def test_a_template_that_was_cut_off_on_its_way(project: Path) -> None:
+    data = template(project).read_bytes()
+    template(project).write_bytes(data[:-1])
+    done = quick(project)
+    assert done.return_value == 1
+    assert "error  demo_1_amd64.tar.zst: the packed file is damaged or cut off" in done.stdout
 
 
 def test_a_damaged_template_is_an_error_that_names_it(project: Path) -> None:

@@ -101,8 +101,31 @@ def test_the_models_own_length_counts_where_none_is_given() -> None:
 
 
 def test_a_model_that_keeps_a_window_is_not_refused_for_its_length() -> None:
-    told = what(shaped({**LLAMA_3B, "sliding_window": 4096}, max_model_len=131072), Severity.NOTE)
-    assert "requests of" not in told
+    profile = shaped({**LLAMA_3B, "sliding_window": 4096}, max_model_len=131072)
+    unseen, note = memory.fits(view(look(Subject("made", Tree({}), CARD)), profile))
+    assert (unseen.severity, unseen.evidence) == (Severity.NOT_CHECKED, "some layers keep only a window of it")
+    assert (note.severity, "requests of" in note.what) == (Severity.NOTE, False)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"model_type": "qwen2", "sliding_window": 131072},
+        {"model_type": "qwen2", "sliding_window": 131072, "use_sliding_window": False},
+        {"layer_types": ["full_attention"] * 28},
+        {"sliding_window": None},
+    ],
+)
+def test_a_window_that_is_not_used(shape: dict[str, Any]) -> None:
+    assert "one request of 131072 tokens" in what(shaped({**LLAMA_3B, **shape}, max_model_len=131072), Severity.ERROR)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [({"max_model_len": "8k"}, "max-model-len is '8k'"), ({}, "vLLM decides on it")]
+)
+def test_a_length_that_is_not_known_is_not_checked(options: dict[str, Any], reason: str) -> None:
+    profile = GOOD.shaped({**LLAMA_3B, "max_position_embeddings": None}).having(**options)
+    assert reason in what(profile, Severity.NOT_CHECKED)
 
 
 def test_offloaded_weights_are_not_on_the_card() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from madetemplate import AWQ, CARD, GOOD, MODERNBERT, SITE, MadeProfile, Make, ids, judged
+from madetemplate import AWQ, CARD, GOOD, MODERNBERT, SITE, MadeModel, MadeProfile, Make, ids, judged
 
 from builder.check import Severity, rules
 
@@ -24,6 +25,7 @@ BREAKING: Mapping[str, tuple[MadeProfile | None, Files]] = {
     "dtype": (GOOD.having(dtype="float8"), {}),
     "kv-cache-fp8-backend": (FP8, {}),
     "kv-cache-fp8-block-size": (TRITON.having(block_size=16), {}),
+    "kv-cache-fp8-small-blocks": (FP8.having(block_size=16), {}),
     "attention-backend-name": (GOOD.within(VLLM_ATTENTION_BACKEND="FLASHINFER_VLLM_V1"), {}),
     "attention-backend-encoder": (EMBED.within(VLLM_ATTENTION_BACKEND="TRITON_ATTN_VLLM_V1"), {}),
     "max-num-seqs-one": (GOOD.having(max_num_seqs=1), {}),
@@ -73,10 +75,14 @@ def test_a_good_profile_passes_without_a_word(make: Make, name: str) -> None:
     assert not judged(subject)
 
 
+ALONG = {"kv-cache-fp8-small-blocks": "kv-cache-fp8-backend"}
+"""Rules that hold only where another one does."""
+
+
 @pytest.mark.parametrize("rule", [rule.id for rule in rules.rules()])
 def test_each_rule_has_something_that_breaks_it(make: Make, rule: str) -> None:
     profile, files = BREAKING[rule]
-    found = judged(make(files), profile)
+    found = [finding for finding in judged(make(files), profile) if finding.rule != ALONG.get(rule)]
     assert ids(found) == {rule}
     (finding,) = found
     assert finding.severity is not Severity.NOT_CHECKED
@@ -90,7 +96,7 @@ def test_evidence_names_what_was_seen(make: Make) -> None:
     assert finding.evidence == "kv-cache-dtype = fp8, VLLM_ATTENTION_BACKEND=TRITON_ATTN_VLLM_V1, block-size = 16"
     assert finding.subject == "profile made"
     (finding,) = judged(make({"etc/environment": "# $PATH\nLANG=C\nPATH=/cuda:$PATH\n"}))
-    assert finding.evidence == "/etc/environment: PATH=/cuda:$"
+    assert finding.evidence == "/etc/environment: PATH=/cuda:$PATH"
 
 
 def test_a_block_size_that_is_left_out_is_vllms_sixteen(make: Make) -> None:
@@ -98,9 +104,29 @@ def test_a_block_size_that_is_left_out_is_vllms_sixteen(make: Make) -> None:
     assert ids(judged(make(), replace(TRITON, options=options))) == {"kv-cache-fp8-block-size"}
 
 
-def test_rules_about_the_card_wait_until_it_is_known(make: Make) -> None:
-    assert not judged(make(target=None), FP8)
+def test_rules_about_the_card_are_not_checked_until_it_is_known(make: Make) -> None:
+    (finding,) = judged(make(target=None), FP8)
+    assert (finding.rule, finding.severity) == ("kv-cache-fp8-backend", Severity.NOT_CHECKED)
+    assert finding.evidence == "no [Target] is known"
+    assert not judged(make(target=None), GOOD)  # its other conditions do not hold: nothing is open
     assert not judged(make(target=replace(CARD, compute_capability="9.0")), FP8)
+
+
+def test_rules_about_the_model_are_not_checked_until_its_shape_is_known(make: Make) -> None:
+    unknown = replace(GOOD, model=MadeModel(shape={})).having(quantization="fp8")
+    (finding,) = judged(make(), unknown)
+    assert (finding.rule, finding.severity) == ("quantization-of-checkpoint", Severity.NOT_CHECKED)
+    assert "no [Model.Shape] in the profile, no config.json here" in finding.evidence
+    assert not judged(make(), unknown.having(quantization="gptq"))
+
+
+def test_the_config_in_the_template_counts_before_the_profiles_shape(make: Make) -> None:
+    fp8 = GOOD.having(quantization="fp8")
+    subject = make({"models/made/config.json": json.dumps(AWQ)})
+    assert ids(judged(subject, fp8), Severity.ERROR) == {"quantization-of-checkpoint"}
+    listed = judged(replace(subject, tree=replace(subject.tree, layers=())), fp8)
+    assert "quantization-of-checkpoint" in ids(listed, Severity.NOT_CHECKED)
+    assert "config.json is no JSON object" in judged(make({"models/made/config.json": "{"}), fp8)[0].evidence
 
 
 def test_a_variable_that_vllm_does_not_know(make: Make) -> None:
@@ -121,6 +147,23 @@ def test_variables_are_told_from_a_list_where_vllms_own_cannot_be_read(make: Mak
     assert not judged(subject, GOOD.within(VLLM_SKIP_P2P_CHECK="1"))
     (finding,) = judged(subject, GOOD.within(VLLM_NONSENSE="1"))
     assert finding.source == "the variables of vLLM 0.10.2"
+
+
+def test_variables_of_another_vllm_are_not_judged_by_that_list(make: Make) -> None:
+    files = {
+        f"{SITE}/vllm/envs.py": "",
+        f"{SITE}/vllm-0.10.2.dist-info/METADATA": None,
+        f"{SITE}/vllm-0.11.0.dist-info/METADATA": "",
+    }
+    (finding,) = judged(make(files), replace(GOOD, environment={**GOOD.environment, "VLLM_NEW": "1"}))
+    assert (finding.rule, finding.severity) == ("unknown-variable", Severity.NOT_CHECKED)
+    assert "VLLM_NEW" in finding.what
+
+
+def test_a_dollar_of_the_unit(make: Make) -> None:
+    drop_in = {"etc/systemd/system/vllm.service.d/cuda.conf": "[Service]\nEnvironment=PATH=/usr/local/cuda/bin:$PATH\n"}
+    (finding,) = judged(make(drop_in), GOOD)
+    assert (finding.rule, finding.evidence) == ("environment-dollar", "PATH=/usr/local/cuda/bin:$PATH")
 
 
 def test_nothing_expands_a_dollar(make: Make) -> None:
@@ -148,30 +191,6 @@ def test_a_version_that_only_the_profile_sees(make: Make) -> None:
     assert not judged(subject, GOOD)
     (finding,) = judged(subject, GOOD.within(PYTHONPATH="/opt/old"))
     assert (finding.rule, finding.subject) == ("flashinfer-version", "profile made")
-
-
-def test_what_is_commonly_copied_is_told_item_by_item(make: Make) -> None:
-    copied = MadeProfile(
-        options={
-            "dtype": "float8",
-            "quantization": "fp8",
-            "kv-cache-dtype": "fp8",
-            "block-size": 16,
-            "max-num-seqs": 1,
-            "trust-remote-code": True,
-        },
-        environment={"VLLM_BLOCK_SIZE": "16", "VLLM_NUM_GPUS": "2", "VLLM_KV_CACHE_DTYPE": "fp8"},
-    )
-    found = judged(make(), copied)
-    assert ids(found, Severity.ERROR) == {
-        "dtype",
-        "kv-cache-fp8-backend",
-        "variable-block-size",
-        "variable-num-gpus",
-        "variable-kv-cache-dtype",
-    }
-    assert ids(found, Severity.WARNING) == {"max-num-seqs-one", "trust-remote-code", "driver-cache"}
-    assert all(finding.mend for finding in found)
 
 
 def test_a_file_that_is_only_listed_is_not_checked(make: Make) -> None:

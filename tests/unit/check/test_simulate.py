@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from madetemplate import GOOD, LLAMA, MadeModel, MadeProfile, Make, ids
+from madetemplate import GOOD, LLAMA, SITE, MadeModel, MadeProfile, Make, ids
 
 from builder.check import Finding, Severity, Subject, simulate
 from builder.check.look import look, view
@@ -199,6 +199,26 @@ def test_a_process_that_died_is_not_checked(make: Make, tmp_path: Path) -> None:
     run = SimulatedSandbox(lambda profile: None if profile["name"] == "made" else fine(profile))
     found = decide(make(), tmp_path, run, GOOD, replace(GOOD, name="other"))
     assert ids(found, Severity.NOT_CHECKED) == ids(found, Severity.NOTE) == {"engine"}
+
+
+def test_a_line_that_was_cut_off_is_not_checked(make: Make, tmp_path: Path) -> None:
+    def run(spec: Spec) -> None:
+        results = spec.binds[1].source
+        results.write_text(json.dumps(fine({"name": "other"})) + '\n{"name": "made", "eng')
+
+    found = decide(make(), tmp_path, run, GOOD, replace(GOOD, name="other"))
+    assert {finding.subject for finding in found if finding.severity is Severity.NOT_CHECKED} == {
+        "profile made on the simulated card"
+    }
+
+
+def test_what_another_vllm_refuses_may_be_the_simulations_doing(make: Make, tmp_path: Path) -> None:
+    files = {f"{SITE}/vllm-0.10.2.dist-info/METADATA": None, f"{SITE}/vllm-0.14.1.dist-info/METADATA": ""}
+    error = {"type": "AttributeError", "text": "no attribute 'VLLM_USE_V1'"}
+    run = SimulatedSandbox(lambda profile: {"name": profile["name"], "error": error, "log": []})
+    (finding,) = decide(make(files), tmp_path, run, GOOD)
+    assert finding.severity is Severity.NOT_CHECKED
+    assert "was tried with vLLM >=0.10,<0.11 alone" in finding.evidence
 
 
 def test_a_sandbox_that_does_not_start_is_not_checked(make: Make, tmp_path: Path) -> None:

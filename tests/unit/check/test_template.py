@@ -12,7 +12,7 @@ import pytest
 import zstandard
 from madetemplate import CARD, METADATA, SITE, UNIT, Make, ids
 
-from builder.check import Finding, Severity, Subject, hygiene, needed_driver, proxmox, run, versions
+from builder.check import Finding, Severity, Subject, hygiene, proxmox, run, versions
 from builder.check.look import look
 from builder.check.packages import fits
 from builder.tree import Entry
@@ -47,6 +47,11 @@ def test_another_torch_than_vllm_was_built_against(make: Make, version: str) -> 
 def test_a_requirement_that_is_missing(make: Make) -> None:
     (finding,) = fitting(make({f"{SITE}/transformers-4.56.2.dist-info/METADATA": None}))
     assert finding.what == "transformers is missing; vLLM 0.10.2 wants >=4.55.2"
+
+
+def test_metadata_that_names_nothing_is_not_called_fit(make: Make) -> None:
+    (finding,) = fitting(make({f"{SITE}/vllm-0.10.2.dist-info/METADATA": "Name: vllm\n"}))
+    assert (finding.rule, finding.severity) == ("requirements", Severity.NOT_CHECKED)
 
 
 def test_requirements_of_extras_and_of_other_pythons_do_not_count(make: Make) -> None:
@@ -93,8 +98,6 @@ def test_the_driver_that_the_card_and_cuda_ask_for(make: Make) -> None:
     assert need.what == "needs a driver of 570.26 or later"
     assert need.evidence == "compute capability 12.0 came with CUDA 12.8"
     assert unseen.severity is Severity.NOT_CHECKED
-    assert needed_driver(look(make())) == "570.26"
-    assert needed_driver(look(make(target=None))) is None
 
 
 def test_a_driver_that_cannot_be_told_is_not_checked(make: Make) -> None:
@@ -102,13 +105,31 @@ def test_a_driver_that_cannot_be_told_is_not_checked(make: Make) -> None:
     assert (finding.severity, finding.evidence) == (Severity.NOT_CHECKED, "no [Target] is known")
 
 
+def test_what_asks_for_a_driver_that_is_in_no_table_is_not_checked(make: Make) -> None:
+    def unknown(subject: Subject) -> set[str]:
+        found = versions.driver(look(subject), ())
+        return {finding.what for finding in found if finding.rule == "driver" and finding.severity is not Severity.NOTE}
+
+    newer = replace(CARD, compute_capability="13.0")
+    assert unknown(make(target=newer)) == {"which driver it takes for compute capability 13.0"}
+    odd = make({f"{SITE}/torch/version.py": "nothing\n"})
+    assert unknown(odd) == {"which driver it takes for torch, whose version.py does not tell its CUDA"}
+    later = make({f"{SITE}/torch/version.py": "cuda: Optional[str] = '14.0'\n"})
+    assert unknown(later) == {"which driver it takes for torch, built with CUDA 14.0"}
+
+
+def test_a_driver_in_the_template_is_not_praised_when_something_is_unknown(make: Make) -> None:
+    files = {f"{SITE}/torch/version.py": "", "usr/lib/x86_64-linux-gnu/libcuda.so.580.76.05": ""}
+    assert {finding.severity for finding in versions.driver(look(make(files)), ())} == {Severity.NOT_CHECKED}
+
+
 def test_a_newer_cuda_asks_for_a_newer_driver(make: Make) -> None:
     subject = make({f"{SITE}/torch/version.py": "cuda: Optional[str] = '13.0'\n"})
-    assert needed_driver(look(subject)) == "580.65.06"
+    assert versions.needs(look(subject))[0].driver == "580.65.06"
 
 
 def test_torch_without_cuda_needs_none(make: Make) -> None:
-    assert needed_driver(look(make({f"{SITE}/torch/version.py": "cuda: Optional[str] = None\n"}))) is None
+    assert not versions.needs(look(make({f"{SITE}/torch/version.py": "cuda: Optional[str] = None\n"})))
 
 
 def test_a_driver_in_the_template(make: Make) -> None:
@@ -172,7 +193,7 @@ def test_names_and_members_of_the_packed_file(make: Make, tmp_path: Path) -> Non
     subject = make()
 
     def told(name: str, *members: str) -> set[str]:
-        return ids(proxmox.accepts(replace(subject, file=packed(tmp_path / name, *members))))
+        return ids(proxmox.accepts(replace(subject, file=packed(tmp_path / name, *members))), ERROR)
 
     assert not told("made_1_amd64.tar.zst", "./", "./etc", "./dev/null")
     assert told("made 1.tar.zst", "./") == {"proxmox-name"}
@@ -183,7 +204,19 @@ def test_names_and_members_of_the_packed_file(make: Make, tmp_path: Path) -> Non
 def test_a_packed_file_that_is_none(make: Make, tmp_path: Path) -> None:
     (tmp_path / "made.tar.zst").write_bytes(b"nothing")
     (finding,) = proxmox.accepts(replace(make(), file=tmp_path / "made.tar.zst"))
-    assert finding.evidence.startswith("not readable")
+    assert (finding.rule, finding.severity) == ("packed-file", ERROR)
+    assert finding.what == "the packed file is damaged or cut off"
+
+
+def test_a_packed_file_of_another_size_than_its_manifest_tells(make: Make, tmp_path: Path) -> None:
+    file = packed(tmp_path / "made_1_amd64.tar.zst", "./", "./etc")
+    subject = replace(make(), file=file, size=file.stat().st_size)
+    (finding,) = proxmox.accepts(subject)
+    assert (finding.rule, finding.severity) == ("packed-file", Severity.NOT_CHECKED)
+    assert finding.mend == "`builder verify made_1_amd64.tar.zst` reads them all"
+    (finding,) = proxmox.accepts(replace(subject, size=10))
+    assert (finding.rule, finding.severity) == ("packed-file", ERROR)
+    assert finding.evidence.endswith("its manifest tells of 10")
 
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n"
