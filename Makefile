@@ -12,10 +12,10 @@ template: setup ## build artifacts/*.tar.zst from RECIPE (default vllm-blackwell
 	@$(BIN)/builder template recipes/$(RECIPE) $(if $(VARIANT),--variant $(VARIANT))
 
 test: setup ## run the tests; those that need root are left out for an ordinary user
-	@$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/pytest -n 2
 
 unit: setup ## run the quick tests only
-	@$(BIN)/pytest tests/unit
+	@$(BIN)/pytest -n 2 tests/unit
 
 lint: setup ## ruff and mypy --strict
 	@$(BIN)/ruff check .

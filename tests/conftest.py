@@ -1,11 +1,17 @@
-"""What makes the tests the same everywhere: on a busy machine, from a terminal, and from a job in the background."""
+"""What makes the tests the same everywhere: on a busy machine, from a terminal, and from a job in the background; and
+which of them may run at the same time (``pytest -n 2``)."""
 
 from __future__ import annotations
 
 import os
 import signal
+from functools import cache
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Time says nothing about what is right. In CI the examples are the same in every run.
 settings.register_profile(
@@ -15,3 +21,23 @@ settings.load_profile("tests")
 
 # A job in the background has SIGINT ignored, and so would every program have that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Scheduling(LoadScopeScheduling):
+    """End-to-end tests with LXC run one after the other, and so do those without it: each look for what the others
+    of their kind leave on the machine. A file of unit tests goes to whoever is free, after those.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return _kind(self.config.rootpath / file) if file.startswith("tests/e2e/") else file
+
+
+@cache
+def _kind(file: Path) -> str:
+    return "lxc" if "pytest.mark.lxc" in file.read_text() else "no lxc"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)

@@ -35,14 +35,6 @@ OPEN_FOLDER = "/tmp/builder-boot-"
 MIRROR = "http://deb.debian.org/debian"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with LXC and those without it are two groups: `make test` runs one test of each group at a time."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("lxc" if item.get_closest_marker("lxc") else "no lxc"))
-
-
 @dataclass(frozen=True)
 class User:
     """Somebody who can run the builder: `python` is an interpreter that this user may use and `env` lets it find us."""
