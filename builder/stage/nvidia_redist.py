@@ -28,6 +28,8 @@ from builder.stage.published import Component
 _PLATFORM = "targets/x86_64-linux"
 _MOVED = {"include": f"{_PLATFORM}/include", "lib": f"{_PLATFORM}/lib", "lib64": f"{_PLATFORM}/lib"}
 _LINKS = {"include": f"{_PLATFORM}/include", "lib64": f"{_PLATFORM}/lib"}
+_CUPTI = "cuda_cupti"
+_CUPTI_MOVED = {"doc": "extras/CUPTI/doc", "samples": "extras/CUPTI/samples"}
 _CUPTI_LINKS = {"extras/CUPTI/include": "../../include", "extras/CUPTI/lib64": "../../lib64"}  # where profilers look
 
 
@@ -81,7 +83,7 @@ def _build(context: Context) -> None:
             _merge(name, folder, root, owners)
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=error.filename or root) from error
-    for path, to in {**_LINKS, **(_CUPTI_LINKS if "cuda_cupti" in names else {})}.items():
+    for path, to in {**_LINKS, **(_CUPTI_LINKS if _CUPTI in names else {})}.items():
         upper.link(context, f"{target}/{path}", to)
     upper.write(context, f"{target}/version.json", _version_json(params))
     write_cuda_environment(context, target)
@@ -122,9 +124,10 @@ def _path(name: str, member: Path, link: str | None) -> str:
         if link is not None:
             raise BuilderError(f"{name}: {top} is a link where a folder is expected", where="Components")
         return f"share/doc/{name}/{top}"
-    if link is not None and top in _MOVED and not os.path.normpath(member.parent / link).startswith(f"{top}/"):
+    moved = {**_MOVED, **(_CUPTI_MOVED if name == _CUPTI else {})}
+    if link is not None and top in moved and not os.path.normpath(member.parent / link).startswith(f"{top}/"):
         raise BuilderError(f"{name}: {member} links out of {top}, which is moved", where="Components")
-    return "/".join((_MOVED.get(top, top), *rest))
+    return "/".join((moved.get(top, top), *rest))
 
 
 def _folder(folder: Path, root: Path, name: str) -> None:
@@ -155,7 +158,7 @@ def _version_json(params: Mapping[str, Any]) -> str:
 
 KIND = Kind(
     name="nvidia-redist",
-    version=1,
+    version=2,
     help="A CUDA toolkit from NVIDIA's redistributable archives, with nvcc when the recipe names it.",
     keys=(
         Key("Release", Type.TEXT, "The CUDA release, such as 12.8.1.", required=True),

@@ -137,9 +137,11 @@ def test_usual_names_lead_to_the_files(build: Callable[..., Path]) -> None:
 
 
 def test_profilers_find_cupti_where_the_installer_puts_it(build: Callable[..., Path]) -> None:
-    layer = build(cuda_cupti={"lib/libcupti.so.12": "so", "include/cupti.h": "h"})
-    assert (layer / "usr/local/cuda/extras/CUPTI/lib64/libcupti.so.12").is_file()
-    assert (layer / "usr/local/cuda/extras/CUPTI/include/cupti.h").is_file()
+    names = ("lib/libcupti.so.12", "include/cupti.h", "samples/callback/Makefile", "doc/index.html")
+    layer = build(cuda_cupti=dict.fromkeys(names, "x"))
+    for path in ("lib64/libcupti.so.12", "include/cupti.h", "samples/callback/Makefile", "doc/index.html"):
+        assert (layer / "usr/local/cuda/extras/CUPTI" / path).is_file()
+    assert not (layer / "usr/local/cuda/samples").exists()
 
 
 def test_the_environment_is_found_by_linker_and_shells(build: Callable[..., Path]) -> None:
