@@ -15,16 +15,15 @@ PLACE = "/run/builder/repo"
 """Where the folder is shown in the sandbox: what apt writes about it is the same wherever the store lies."""
 
 
-def write(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path], release: str) -> None:
-    """Make `folder` a flat archive (sources.list(5)) of the .debs `blobs`, which `locate` finds, as that of `release`.
+def write(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path]) -> None:
+    """Make `folder` a flat archive (sources.list(5)) of the .debs `blobs`, which `locate` finds.
 
     Holds copies: whatever is done to them does not reach the store. Raises BuilderError for a file that is no .deb.
     """
     copy(folder, blobs, locate)
     index = "\n".join(_paragraphs(folder, blobs)).encode(errors="surrogateescape")
     listed = f" {hashlib.sha256(index).hexdigest()} {len(index)} Packages"
-    # without the release's name apt finds no essential package for mmdebstrap
-    lines = (f"Suite: {release}", f"Codename: {release}", "Date: Thu, 01 Jan 1970 00:00:00 UTC", "SHA256:", listed, "")
+    lines = ("Date: Thu, 01 Jan 1970 00:00:00 UTC", "SHA256:", listed, "")
     (folder / "Packages").write_bytes(index)
     (folder / "Release").write_text("\n".join(lines))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from builder.command import run
 from builder.errors import BuilderError, UsageError
@@ -22,6 +24,12 @@ echo force-unsafe-io >etc/dpkg/dpkg.cfg.d/builder
 echo 'APT::Sandbox::User "root";' >etc/apt/apt.conf.d/builder"""
 """The links of a merged /usr must be there before the first package is unpacked. apt would otherwise give up root or
 not, and so leave folders with other owners, as permissions of folders outside of the root happen to be."""
+_INSTALL = """\
+cd "$1" &&
+chroot . dpkg --install --force-depends var/cache/apt/archives/*.deb"""
+"""All packages at once, by name: versions of apt install in different orders, and so give users different ids. Scripts
+find the programs of packages that are not installed yet, since mmdebstrap has extracted all of them before. dpkg, the
+template's own, configures by Depends; it does not sort by Pre-Depends, and would refuse."""
 _DROPPED = (
     "etc/apt/apt.conf.d/builder",
     "etc/apt/sources.list",
@@ -66,25 +74,26 @@ def _host_tools() -> dict[str, str]:
 
 
 def _build(context: Context) -> None:
-    """Unpack and configure the packages with mmdebstrap from a local archive, then clean up.
+    """Extract the packages with mmdebstrap from a local archive, install them with their own dpkg, then clean up.
 
     Raises BuilderError when a package's script fails, or when other packages are installed than the locked ones.
     """
     params, upper = context.inputs.params, context.upper
     repository = context.scratch / "repo"
-    aptrepo.write(repository, context.inputs.blobs, context.blob, params["Release"])
+    aptrepo.write(repository, context.inputs.blobs, context.blob)
     context.run(
         [
             "mmdebstrap",
             "--mode=root",
-            "--variant=apt",
+            "--variant=extract",
             "--format=directory",
             "--verbose",
             "--skip=check/signed-by",
             f"--architectures={context.recipe.distribution.architecture}",
             f"--include={','.join(params['Locked'])}",
             f"--setup-hook={_SETUP}",
-            f'--customize-hook=chroot "$1" apt-mark auto {" ".join(debs.automatic(params))}',
+            f"--extract-hook={_INSTALL}",
+            f'--extract-hook=chroot "$1" apt-mark auto {" ".join(debs.automatic(params))}',
             params["Release"],
             _ROOT,
             f"deb [trusted=yes] copy://{aptrepo.PLACE} ./",
@@ -100,12 +109,19 @@ def _build(context: Context) -> None:
     sources.write_text(params["Sources"])
     sources.chmod(0o644)
     debs.clean(upper, with_docs=params["WithDocs"])
+    _date_folders(upper, context.epoch)
     debs.check(params["Locked"], debs.installed(debs.within(upper, debs.STATUS.lstrip("/"))), context.stage)
+
+
+def _date_folders(root: Path, epoch: int) -> None:
+    """Give every folder the time `epoch`: a folder of several packages has that of the one extracted last."""
+    for folder, _, _ in os.walk(root):
+        os.utime(folder, (epoch, epoch))
 
 
 KIND = Kind(
     name="debian",
-    version=1,
+    version=2,
     help="The base: a new Debian or Ubuntu root with only the packages that its recipe names and what these need.",
     keys=debs.KEYS,
     requests=_requests,

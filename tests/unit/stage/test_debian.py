@@ -149,7 +149,7 @@ def make_deb(folder: Path, name: str) -> Blob:
 class TestRepository:
     def test_apt_finds_each_package_with_its_dependencies_and_hash(self, tmp_path: Path) -> None:
         blobs = [make_deb(tmp_path, name) for name in ("b", "a")]
-        aptrepo.write(tmp_path / "repo", blobs, lambda blob: tmp_path / blob.filename, "trixie")
+        aptrepo.write(tmp_path / "repo", blobs, lambda blob: tmp_path / blob.filename)
         first, second = (tmp_path / "repo/Packages").read_text().split("\n\n")
         assert first.startswith("Package: b\n")
         assert second.splitlines()[-4:] == [
@@ -159,14 +159,13 @@ class TestRepository:
             f"SHA256: {blobs[1].sha256}",
         ]
         assert "Depends: other (>= 1)" in second
-        assert "Codename: trixie\n" in (tmp_path / "repo/Release").read_text()
 
     def test_writing_to_the_repository_does_not_reach_the_store(self, tmp_path: Path) -> None:
         blob = make_deb(tmp_path, "a")
         stored = tmp_path / blob.filename
         stored.chmod(0o444)
         before = (stored.read_bytes(), stored.stat())
-        aptrepo.write(tmp_path / "repo", [blob], lambda blob: stored, "bookworm")
+        aptrepo.write(tmp_path / "repo", [blob], lambda blob: stored)
         (tmp_path / "repo" / blob.filename).write_bytes(b"changed")
         shutil.rmtree(tmp_path / "repo")
         assert (stored.read_bytes(), stored.stat().st_ctime_ns) == (before[0], before[1].st_ctime_ns)
@@ -174,7 +173,7 @@ class TestRepository:
     def test_what_is_no_deb_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "x.deb").write_text("no")
         with pytest.raises(BuilderError, match=r"x\.deb"):
-            aptrepo.write(tmp_path / "repo", [Blob("0" * 64, 2, "x.deb", ())], lambda blob: tmp_path / "x.deb", "sid")
+            aptrepo.write(tmp_path / "repo", [Blob("0" * 64, 2, "x.deb", ())], lambda blob: tmp_path / "x.deb")
 
 
 class TestCheck:
