@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from builder import sandbox, tree
 from builder.build import explain
-from builder.build.plan import EMPTY_STACK, Node, file_digest, stack_digest
+from builder.build.plan import EMPTY_STACK, Node, blobs, file_digest, stack_digest
 from builder.errors import BuilderError
 from builder.lock.model import Blob
 from builder.progress import Progress
@@ -44,6 +45,8 @@ def build(recipe: Recipe, nodes: Sequence[Node], store: Store, progress: Progres
     Each is taken from the store when its key is there and its files are as they were captured, and built otherwise.
     Raises BuilderError naming the stage when an input is missing or damaged, or when the stage fails.
     """
+    for blob in blobs(nodes):
+        store.has(blob)  # marks it as used: gc leaves to later stages what they need
     done: list[Built] = []
     below = EMPTY_STACK
     for node in nodes:
@@ -93,10 +96,10 @@ def _stage(recipe: Recipe, node: Node, below: str, done: Sequence[Built], store:
     log = store.folder("tmp", "logs") / f"{recipe.full_name}-{name}.log"
     with progress.task(f"{name}: {reason}"), store.draft(key) as draft, _named(node, store):
         _check_inputs(recipe, node, store)
-        log.unlink(missing_ok=True)
         lower = [built.layer.tree for built in done]
         window_start = _stamp(draft.scratch / "started")
-        node.kind.build(_context(recipe, node, lower, draft, store, log))
+        with _logged(draft.work.parent / "log", log) as said:
+            node.kind.build(_context(recipe, node, lower, draft, store, said, log))
         window = (window_start, _stamp(draft.scratch / "ended"))
         _check_files(node)
         tree.normalise(draft.upper, recipe.source_date_epoch, window)
@@ -116,6 +119,17 @@ def _sound(layer: Layer | None, stage: str, store: Store, progress: Progress) ->
     store.drop_layer(layer)
     progress.say(f"{stage}: layer {layer.key[:12]} was changed on disk ({changed[0]}), dropped; building it again")
     return None
+
+
+@contextmanager
+def _logged(log: Path, kept: Path) -> Iterator[Path]:
+    """Where the commands of the block write, for this builder alone; it becomes `kept`, whole, when the block fails."""
+    try:
+        yield log
+    except BuilderError:
+        with suppress(FileNotFoundError):
+            os.replace(log, kept)
+        raise
 
 
 @contextmanager
@@ -165,7 +179,9 @@ def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def _context(recipe: Recipe, node: Node, lower: Sequence[Path], draft: Draft, store: Store, log: Path) -> Context:
+def _context(
+    recipe: Recipe, node: Node, lower: Sequence[Path], draft: Draft, store: Store, log: Path, kept: Path
+) -> Context:
     stage = node.stage
     limits = Limits(memory_mib=stage.memory_mib, seconds=stage.seconds)
 
@@ -189,7 +205,7 @@ def _context(recipe: Recipe, node: Node, lower: Sequence[Path], draft: Draft, st
             cwd=cwd,
             limits=limits,
         )
-        sandbox.run(spec, log=log)
+        sandbox.run(spec, log=log, kept=kept)
 
     def find(path: str) -> Path | None:
         return tree.resolve([*lower, draft.upper], path)

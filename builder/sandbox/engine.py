@@ -34,15 +34,16 @@ _NETWORK = re.compile(
 _FULL = re.compile(rb"No space left on device|enough free space|Disk quota exceeded")
 
 
-def run(spec: Spec, *, log: Path | None = None) -> None:
+def run(spec: Spec, *, log: Path | None = None, kept: Path | None = None) -> None:
     """Run `spec.argv` in its private world and return when it has exited 0 and nothing of it is left.
 
     Needs uid 0, of the machine or of a user namespace (`userns.become_root`). All output is appended to `log`
-    (created 0600). Raises BuilderError naming `spec.name`, the command, how it ended and its last lines.
+    (created 0600); `kept` is where the caller will have moved it when somebody reads the error, None: not at all.
+    Raises BuilderError naming `spec.name`, the command, how it ended and its last lines.
     """
     result, said = _outcome(spec, log)
     if result != {"exit": 0}:
-        raise failure(spec, result, said, log)
+        raise failure(spec, result, said, kept or log)
 
 
 def attend(spec: Spec) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builder import canonical
 from builder.errors import BuilderError
 from builder.tree import Index, changed
 
@@ -20,7 +21,7 @@ class Layer:
     digest: str  # of its index: content, not key
     size: int  # bytes in files
     files: int
-    facts: Mapping[str, Any]  # what the build wrote about it: recipe, stage, ...
+    facts: Mapping[str, Any]  # of the build: recipe, stage, kind, and the body whose digest is the key
 
     def index(self) -> Index:
         """The members as they were captured. Raises BuilderError when the index cannot be read."""
@@ -32,7 +33,17 @@ class Layer:
             index = self.index()
         except BuilderError:
             return ["index"]
-        return ["meta.json"] if index.digest != self.digest else changed(index, self.tree)
+        return changed(index, self.tree) if self.tells(index) else ["meta.json"]
+
+    def tells(self, index: Index) -> bool:
+        """Whether what meta.json says, this object, is true of `index` and of the key."""
+        try:
+            key = canonical.digest(self.facts["body"])
+            readable = all(self.facts[name].isprintable() for name in ("recipe", "stage", "kind"))
+        except (KeyError, TypeError, AttributeError):
+            return False
+        told = (self.key, self.digest, self.size, self.files)
+        return readable and told == (key, index.digest, index.size, index.files)
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,6 @@ class Draft:
     def commit(self, index: Index, facts: Mapping[str, Any]) -> Layer:
         """Give the tree, described by `index`, its name; when another builder was first, theirs is the layer.
 
-        `facts` are JSON values. Raises BuilderError when the disk is full.
+        `facts` are JSON values, as in `Layer`. Raises BuilderError when the disk is full.
         """
         return self._commit(self, index, facts)

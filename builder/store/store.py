@@ -19,7 +19,6 @@ import os
 import stat
 import tempfile
 import threading
-import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -76,7 +75,8 @@ class Store:
             if self._session is None:
                 self.folder("tmp", "partial")
                 self._session = session.begin(self.root)
-                self._give(self.root / "lock")
+                for path in (self.root / "lock", self._session.folder, self._session.folder / "lock"):
+                    self._give(path)
                 self._end = weakref.finalize(self, self._session.end)
             return self._session
 
@@ -112,7 +112,7 @@ class Store:
             try:
                 found = os.lstat(path)
                 with suppress(PermissionError):
-                    os.utime(path, ns=(time.time_ns(), found.st_mtime_ns), follow_symlinks=False)
+                    os.utime(path, follow_symlinks=False)
                 return found
             except FileNotFoundError:
                 return None
@@ -230,12 +230,11 @@ class Store:
 
     def _commit(self, draft: Draft, index: Index, facts: Mapping[str, Any]) -> Layer:
         folder = draft.upper.parent
-        files = sum(entry.type in ("file", "hardlink") for entry in index.entries)
         meta = {
             "format": _META_FORMAT,
             "digest": index.digest,
             "size": index.size,
-            "files": files,
+            "files": index.files,
             "facts": dict(facts),
         }
         final = self.root / "layers" / self.idmap / draft.key
@@ -249,7 +248,7 @@ class Store:
                     return existing
                 self.remove_folder(final)
             sync(final.parent)
-        return Layer(draft.key, final / "tree", index.digest, index.size, files, dict(facts))
+        return Layer(draft.key, final / "tree", index.digest, index.size, index.files, dict(facts))
 
     def _place(self, folder: Path, final: Path) -> bool:
         """Rename a finished layer to its name; False when another builder's has it already."""

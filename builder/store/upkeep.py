@@ -22,7 +22,7 @@ from builder.errors import BuilderError
 from builder.progress import Progress, Silent
 from builder.store import session
 from builder.store.files import guarded, open_unmarked, remove_tree, sha256_of
-from builder.store.store import Store
+from builder.store.store import Store, read_layer
 from builder.tree import Index
 
 KINDS = ("blob", "layer", "tool", "partial")
@@ -122,7 +122,7 @@ def verify(store: Store, *, jobs: int | None = None, progress: Progress | None =
         finally:
             pool.shutdown(cancel_futures=True)
         for item in items[len(blobs) :]:
-            what = _tree_damage(item.path, jobs)
+            what = _tree_damage(item, jobs)
             task.advance(item.size)
             if what is not None:
                 store.remove_folder(item.path)
@@ -224,11 +224,14 @@ def _blob_damage(item: Item) -> str | None:
     return None if found == item.name else f"has sha256 {found}"
 
 
-def _tree_damage(path: Path, jobs: int | None) -> str | None:
+def _tree_damage(item: Item, jobs: int | None) -> str | None:
     try:
-        damaged = tree.verify(Index.load(path / "index"), path / "tree", jobs=jobs)
+        index = Index.load(item.path / "index")
+        damaged = tree.verify(index, item.path / "tree", jobs=jobs)
     except BuilderError as error:
-        return error.what if path.exists() else None
+        return error.what if item.path.exists() else None
+    if item.kind == "layer" and ((layer := read_layer(item.path)) is None or not layer.tells(index)):
+        return "has a meta.json that does not fit" if item.path.exists() else None
     if not damaged:
         return None
     return f"{len(damaged)} members differ, first {damaged[0] or '/'!a}"

@@ -50,6 +50,11 @@ class Index:
         """Bytes in files; a file with several names counts once."""
         return sum(entry.size for entry in self.entries)
 
+    @property
+    def files(self) -> int:
+        """How many files there are; one with several names counts as often."""
+        return sum(entry.type in ("file", "hardlink") for entry in self.entries)
+
     def save(self, path: Path) -> None:
         """Write the index as one checksummed zstd frame. Raises BuilderError when it cannot be written."""
         lines = _lines(self.entries)

@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 
-from builder import tree
+from builder import canonical, tree
 from builder.lock.model import Blob
 from builder.store import Store, upkeep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
-KEY = "1" * 64
+BODY = {"packages": ["systemd"]}
+KEY = canonical.digest(BODY)
+FACTS = {"recipe": "tiny", "stage": "base", "kind": "debian", "body": BODY}
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 
 FETCH = """
@@ -32,15 +34,15 @@ root, *blobs = sys.argv[1:]
 fetch(Store(Path(root)), [Blob(**json.loads(blob)) for blob in blobs], jobs=1)
 """
 
-BUILD = """
+BUILD = f"""
 import sys
 from pathlib import Path
 from builder import tree
 from builder.store import Store
 store = Store(Path(sys.argv[1]))
-with store.draft("1" * 64) as draft:
+with store.draft({KEY!r}) as draft:
     (draft.upper / "file").write_bytes(b"y" * 1_000_000)
-    draft.commit(tree.scan(draft.upper), {"stage": "base"})
+    draft.commit(tree.scan(draft.upper), {FACTS})
 store.write_text(Path("last/recipe/base.json"), "text")
 """
 
@@ -136,13 +138,14 @@ ATTEMPTS = {
     "blob": "store.add_stream([b'x' * 100_000] * 10)",
     "text": "store.write_text(Path('last/a/b.json'), 'x' * 1_000_000)",
     "layer": """
-    from builder import tree
-    with store.draft('1' * 64) as draft:
+    from builder import canonical, tree
+    body = 'x' * 100_000
+    with store.draft(canonical.digest(body)) as draft:
         for number in range(20):
             (draft.upper / f'{number:0200}').touch()
         index = tree.scan(draft.upper)
         fill(store.root)
-        draft.commit(index, {'body': 'x' * 100_000})
+        draft.commit(index, {'recipe': 'tiny', 'stage': 'base', 'kind': 'debian', 'body': body})
 """,
 }
 
@@ -233,7 +236,7 @@ with store.draft({KEY!r}) as draft:
     (draft.upper / "file").touch()
     import os
     os.chown(draft.upper / "file", 33, 33)
-    layer = draft.commit(tree.scan(draft.upper), {{}})
+    layer = draft.commit(tree.scan(draft.upper), {FACTS})
 print(layer.changed(), store.idmap)
 print(store.add_stream([NEW]))
 """

@@ -15,21 +15,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder import tree
+from builder import canonical, tree
 from builder.errors import BuilderError
 from builder.lock.model import Blob
 from builder.store import Layer, Store, default_root, fetch
 
 from .conftest import blob, files
 
-KEY = "1" * 64
+FACTS = {"recipe": "tiny", "stage": "base", "kind": "debian", "body": {"packages": ["systemd"]}}
+KEY = canonical.digest(FACTS["body"])
 
 
-def make_layer(store: Store, key: str = KEY, content: str = "text", **facts: object) -> Layer:
-    with store.draft(key) as draft:
+def make_layer(store: Store, content: str = "text") -> Layer:
+    with store.draft(KEY) as draft:
         (draft.upper / "etc").mkdir()
         (draft.upper / "etc/file").write_text(content)
-        return draft.commit(tree.scan(draft.upper), facts)
+        return draft.commit(tree.scan(draft.upper), FACTS)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +97,11 @@ def test_a_damaged_blob_is_not_sound_and_goes(store: Store) -> None:
 
 
 def test_a_layer_is_what_was_committed(store: Store) -> None:
-    made = make_layer(store, stage="base")
+    made = make_layer(store)
     found = Store(store.root).layer(KEY)
     assert found == made
     assert (made.digest, made.size, made.files) == (made.index().digest, 4, 1)
-    assert made.facts == {"stage": "base"}
+    assert made.facts == FACTS
     assert (made.tree / "etc/file").read_text() == "text"
     assert made.tree == store.root / "layers" / store.idmap / KEY / "tree"
     assert made.changed() == []
@@ -133,7 +134,7 @@ def test_the_second_builder_of_a_key_takes_the_layer_of_the_first(store: Store) 
     with store.draft(KEY) as draft:
         (draft.upper / "mine").touch()
         first = make_layer(other)
-        second = draft.commit(tree.scan(draft.upper), {})
+        second = draft.commit(tree.scan(draft.upper), FACTS)
     assert second == first
     assert not (second.tree / "mine").exists()
     assert len(list((store.root / "layers" / store.idmap).iterdir())) == 1
@@ -155,6 +156,12 @@ def test_a_layer_without_its_last_file_gives_way(store: Store) -> None:
     assert make_layer(store, content="new").tree.joinpath("etc/file").read_text() == "new"
 
 
+def rewrite(layer: Layer, old: str, new: str) -> None:
+    path = layer.tree.parent / "meta.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
@@ -163,11 +170,18 @@ def test_a_layer_without_its_last_file_gives_way(store: Store) -> None:
         (lambda layer: (layer.tree / "etc/file").unlink(), ["etc", "etc/file"]),
         (lambda layer: (layer.tree.parent / "index").write_bytes(b"x"), ["index"]),
         (lambda layer: (layer.tree.parent / "index").unlink(), ["index"]),
+        (lambda layer: rewrite(layer, f'"digest": "{layer.digest}"', f'"digest": "{"0" * 64}"'), ["meta.json"]),
+        (lambda layer: rewrite(layer, '"size": 4', '"size": 5'), ["meta.json"]),
+        (lambda layer: rewrite(layer, '"files": 1', '"files": 3'), ["meta.json"]),
+        (lambda layer: rewrite(layer, "systemd", "systeme"), ["meta.json"]),
+        (lambda layer: rewrite(layer, '"systemd"', "1.5"), ["meta.json"]),
+        (lambda layer: rewrite(layer, '"stage"', '"stagf"'), ["meta.json"]),
     ],
 )
 def test_a_changed_layer_says_what_changed(store: Store, damage: Callable[[Layer], object], named: list[str]) -> None:
-    layer = make_layer(store)
-    damage(layer)
+    damage(make_layer(store))
+    layer = store.layer(KEY)
+    assert layer is not None
     assert layer.changed() == named
     store.drop_layer(layer)
     assert store.layer(KEY) is None
@@ -201,7 +215,7 @@ def test_what_a_killed_builder_left_is_removed_by_the_next(store: Store) -> None
         import os, signal, sys
         from pathlib import Path
         from builder.store import Store
-        with Store(Path(sys.argv[1])).draft("1" * 64) as draft:
+        with Store(Path(sys.argv[1])).draft("key") as draft:
             (draft.upper / "file").touch()
             draft.upper.chmod(0)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -34,7 +34,7 @@ def filled(store: Store) -> Store:
     """Three blobs of 100 bytes, 1, 2 and 3 days old, and a layer 4 days old; nobody uses it now."""
     for days in (1, 2, 3):
         age(store.path(store.add_stream([bytes([days]) * 100])), days)
-    age(make_layer(store, content="x" * 1000, recipe="tiny", stage="base").tree.parent / "meta.json", 4)
+    age(make_layer(store, content="x" * 1000).tree.parent / "meta.json", 4)
     store.close()
     return Store(store.root)
 
@@ -99,10 +99,10 @@ def test_what_a_killed_builder_used_may_go(filled: Store) -> None:
         import os, signal, sys
         from pathlib import Path
         from builder.store import Store
-        assert Store(Path(sys.argv[1])).layer("1" * 64)
+        assert Store(Path(sys.argv[1])).layer(sys.argv[2])
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    assert subprocess.run([sys.executable, "-c", code, str(filled.root)], check=False).returncode == -9
+    assert subprocess.run([sys.executable, "-c", code, str(filled.root), KEY], check=False).returncode == -9
     assert len(upkeep.gc(filled, older_than=None, max_size=0).removed) == 4
     assert sorted(path.name for path in (filled.root / "tmp").iterdir()) == ["partial"]
 
@@ -200,7 +200,7 @@ def command(filled: Store, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_command_ls(command) -> None:
     out = command("ls").output
-    assert "111111111111  tiny    base" in out
+    assert f"{KEY[:12]}  tiny    base" in out
     assert "4 d ago" in out
     assert "3 blobs, 300 B\n1 layer, 1000 B\n" in out
     found = json.loads(command("ls", "--json").stdout)
