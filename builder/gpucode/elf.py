@@ -35,13 +35,16 @@ class Section:
 def sections(file: View) -> tuple[Section, ...]:
     """The sections that hold bytes, in the order of the table; none when `file` is no little-endian ELF64 file.
 
-    Raises BuilderError when the table or a section lies outside the file, and OSError.
+    Raises BuilderError when there is no table (what is in the file cannot be told then), or it or a section lies
+    outside the file, and OSError.
     """
     if file.size < _HEADER.size:
         return ()
     ident, _, _, _, _, _, table, _, _, _, _, width, count, names = file.unpack(_HEADER, 0)
-    if not ident.startswith(_IDENT) or table == 0:
+    if not ident.startswith(_IDENT):
         return ()
+    if table == 0:
+        raise BuilderError("the ELF file has no section table, so its GPU code is not found if it has any")
     if width != _SECTION.size or names >= count or table + width * count > file.size:
         raise BuilderError(_DAMAGED)
     rows = tuple(_SECTION.iter_unpack(file.read(table, width * count)))

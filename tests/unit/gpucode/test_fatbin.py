@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,8 @@ FIRST = container(Code("ptx", 90, isa=(8, 4), options=b"-O3"), Code("cubin", 120
 SECOND = container(Code("cubin", 120, "f"), Code("ptx", 120), Code("ptx", 90, "a"), Code("cubin", 80))
 RELOCATABLE = container(Code("cubin", 89, payload=b"x" * 100))
 LIBRARY = elf({".text": b"host code", ".nv_fatbin": FIRST + SECOND, "__nv_relfatbin": RELOCATABLE})
+HEADS = [*range(64), *range(LIBRARY.index(FIRST), len(LIBRARY))]
+"""Where its headers and sections lie."""
 
 Read = Callable[[bytes], tuple[Container, ...]]
 
@@ -70,15 +71,14 @@ def test_a_container_that_holds_nothing(reading: Read) -> None:
         b"#!/bin/sh\n" * 100,
         elf({".text": b"host code"}),
         LIBRARY.replace(b"\x7fELF\x02", b"\x7fELF\x01", 1),  # 32 bits
-        LIBRARY[:0x28] + bytes(8) + LIBRARY[0x30:],  # stripped of its section table
     ],
 )
 def test_files_without_gpu_code_are_no_error(reading: Read, data: bytes) -> None:
     assert reading(data) == ()
 
 
-def test_holes_are_skipped(tmp_path: Path) -> None:
-    """As slimming leaves them: 64 GiB would take a minute to read."""
+def test_holes_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As slimming leaves them: of 64 GiB hardly anything is read."""
     hole = 1 << 36
     data = elf({".nv_fatbin": RELOCATABLE})
     (table,) = struct.unpack_from("<Q", data, 0x28)
@@ -92,15 +92,23 @@ def test_holes_are_skipped(tmp_path: Path) -> None:
         file.write(head[:place])
         file.seek(place + hole)
         file.write(names + rest)
-    started = time.monotonic()
+    reads: list[int] = []
+
+    def pread(fd: int, size: int, at: int) -> bytes:
+        reads.append(size)
+        return real(fd, size, at)
+
+    real = os.pread
+    monkeypatch.setattr(os, "pread", pread)
     assert len(read(tmp_path / "lib.so")) == 1
-    assert time.monotonic() - started < 2
+    assert sum(reads) < 1 << 20
 
 
 @pytest.mark.parametrize(
     ("data", "said"),
     [
         (LIBRARY[:-100], "the section table of the ELF file is damaged or cut off"),
+        (LIBRARY[:0x28] + bytes(8) + LIBRARY[0x30:], "the ELF file has no section table"),
         (LIBRARY.replace(b"\x50\xed\x55\xba", b"oops"), "no container of a known layout at 0x50 in .nv_fatbin"),
         (LIBRARY.replace(struct.pack("<HH", 2, 0x0101), b"\7\0\1\1"), "no entry of a known layout"),
         (SECOND[:-1], "no container of a known layout at 0x0 in the file"),
@@ -131,26 +139,31 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_ten_thousand_damaged_libraries(tmp_path: Path) -> None:
     """Header bytes changed, the file cut, pieces moved: read as something else, or one kind of error."""
     dice = random.Random(7)
-    heads = [*range(64), *range(LIBRARY.index(FIRST), len(LIBRARY))]
     place = tmp_path / "lib.so"
     said = []
-    for _ in range(10_000):
-        data = bytearray(LIBRARY)
-        for _ in range(dice.choice((1, 1, 2, 8))):
-            at = dice.choice(heads)
-            data[at] = dice.choice((0, 0xFF, data[at] ^ 1 << dice.randrange(8), dice.randrange(256)))
-        if dice.random() < 0.2:
-            del data[dice.randrange(len(data)) :]
-        if dice.random() < 0.1:
-            at, length = dice.randrange(len(data) + 1), dice.randrange(200)
-            data[at:at] = data[:length]
-        place.write_bytes(data)
-        try:
-            read(place)
-        except BuilderError as error:
-            said.append(str(error))
+    with open(place, "wb", buffering=0) as file:  # one file: to make a new one each time takes ten times as long
+        for _ in range(10_000):
+            file.seek(0)
+            file.truncate(max(file.write(damaged(dice)), 1))
+            try:
+                read(place)
+            except BuilderError as error:
+                said.append(str(error))
     assert len(said) > 2_000
     assert all(line.startswith(f"{place}: ") for line in said)
+
+
+def damaged(dice: random.Random) -> bytes:
+    data = bytearray(LIBRARY)
+    for _ in range(dice.choice((1, 1, 2, 8))):
+        at = dice.choice(HEADS)
+        data[at] = dice.choice((0, 0xFF, data[at] ^ 1 << dice.randrange(8), dice.randrange(256)))
+    if dice.random() < 0.2:
+        del data[dice.randrange(len(data)) :]
+    if dice.random() < 0.1:
+        at, length = dice.randrange(len(data) + 1), dice.randrange(200)
+        data[at:at] = data[:length]
+    return bytes(data)
 
 
 @settings(max_examples=200, deadline=None)
