@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,27 @@ from builder.recipe import load
 from builder.stage import KINDS, published
 
 HERE = Path(__file__).parents[3]
+PUBLISHED = Path(__file__).with_name("nvidia-published.json")
 
 
-def test_the_lock_has_the_published_files_of_nvidia() -> None:
-    recipe = load(HERE / "recipes/vllm-blackwell", KINDS, "nvidia")
-    stages = {stage.kind: stage for stage in recipe.stages}
-    version = stages["nvidia-runfile"].params["Version"]
-    redist = stages["nvidia-redist"].params
-    known = published.components(redist["Release"])
-    requests = [published.drivers()[version], *(known[name].request for name in redist["Components"])]
+def test_the_lock_has_the_published_files_of_nvidia_and_no_others() -> None:
     urls = locks.read(HERE / "locks/vllm-blackwell").urls
-    found = {request.id: urls[request.id] for request in requests}
-    assert {name: (blob.sha256, blob.size, blob.urls) for name, blob in found.items()} == {
-        request.id: (request.sha256, request.size, (request.url,)) for request in requests
-    }
-    assert {name for name in urls if name.startswith(("nvidia-", "cuda-"))} == found.keys()
+    found = {url: (blob.sha256, blob.size) for blob in urls.values() for url in blob.urls if "nvidia.com/" in url}
+    files = json.loads(PUBLISHED.read_text())["files"]
+    assert found == {url: (file["sha256"], file["size"]) for url, file in files.items()}
+
+
+def test_the_lock_has_all_that_the_variant_takes_of_nvidia() -> None:
+    recipe = load(HERE / "recipes/vllm-blackwell", KINDS, "nvidia")
+    asked = [
+        request
+        for stage in recipe.stages
+        if stage.kind in ("nvidia-runfile", "nvidia-redist")
+        for request in KINDS[stage.kind].requests(recipe, stage)
+    ]
+    urls = locks.read(HERE / "locks/vllm-blackwell").urls
+    assert {request.id for request in asked} == {name for name in urls if name.startswith(("nvidia-", "cuda-"))}
+    assert len(asked) == 17
 
 
 @pytest.mark.parametrize("version", ["580.76.05", "580.95.05"])
