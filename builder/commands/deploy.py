@@ -99,7 +99,7 @@ def deploy(**given: Any) -> None:
     """
     as_json, dry = given["as_json"], given["dry_run"]
     progress = console.progress(as_json or dry)
-    host = open_host(given["where"], dry=dry)
+    host = open_host(given["where"], dry=dry, say=progress.say)
 
     def secrets(made: plan.Plan) -> profiles.secrets.Secrets:
         kept = profiles.secrets.kept(host.name, made.container.name)
@@ -207,7 +207,8 @@ def rollback(ctid: int, where: str, as_json: bool) -> None:
     Example:
       builder rollback 921
     """
-    taken = run.rollback(open_host(where), ctid, console.progress(as_json))
+    progress = console.progress(as_json)
+    taken = run.rollback(open_host(where, say=progress.say), ctid, progress)
     if as_json:
         console.print_json({"ctid": ctid, "run": taken.run, "steps": [state.name for state in taken.steps]})
     else:

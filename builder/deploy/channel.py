@@ -269,7 +269,7 @@ def _left(deadline: float | None) -> float | None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and what it started: asked first, then killed."""
+    """End the process and what it started: asked first, then killed. What waits for a disk that hangs stays."""
     try:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -279,4 +279,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)

@@ -39,11 +39,13 @@ def look(host: Host) -> tuple[Guest, ...]:
 
 
 def template_of(guests: Sequence[Guest], digest: str) -> Guest | None:
-    """The template made from the file with this sha256, finished, if only being cloned; None when there is none."""
-    for found in deployments(guests, TEMPLATE):
-        if found.mark.digest == digest and found.guest.template and found.guest.lock in ("", "disk"):
-            return found.guest
-    return None
+    """The template made from the file with this sha256, finished, if only being cloned; None when there is none.
+
+    Of several, which two builders may have made at once, everybody takes the one with the lowest id.
+    """
+    made = (found.guest for found in deployments(guests, TEMPLATE) if found.mark.digest == digest)
+    finished = (guest for guest in made if guest.template and guest.lock in ("", "disk"))
+    return min(finished, key=lambda guest: guest.ctid, default=None)
 
 
 def successor(guests: Sequence[Guest], found: Deployment) -> int | None:

@@ -86,32 +86,41 @@ def operations(host: Host, say: Callable[[str], None]) -> Operations:
     Only guests that the run made, or found to be a deployment, are touched: an id may be somebody else's by now.
     """
 
-    def destroy(ctid: int, run: str, digest: str = "") -> None:
+    def destroy(ctid: int, run: str, digest: str = "") -> bool:
         guest = host.guest(ctid)
-        if _ours(host, ctid, run, say, half_made=True):
-            half = guest is not None and guest.lock == "create"  # its template may have been left locked, too
-            template = template_of(look(host), digest) if half else None
-            host.recover(ctid, template.ctid if template else None)
-            if _ours(host, ctid, run, say):  # what was half-made may have become somebody else's while it waited
-                host.stop(ctid, timeout=30)
-                host.destroy(ctid)
-
-    def stop(ctid: int, run: str) -> None:
-        if _ours(host, ctid, run, say):
+        if not _ours(host, ctid, run, say, half_made=True):
+            return False
+        half = guest is not None and guest.lock == "create"  # its template may have been left locked, too
+        template = template_of(look(host), digest) if half else None
+        host.recover(ctid, template.ctid if template else None)
+        if _ours(host, ctid, run, say):  # what was half-made may have become somebody else's while it waited
             host.stop(ctid, timeout=30)
+            host.destroy(ctid)
+        return True
 
-    def start(ctid: int, run: str) -> None:
-        if _ours(host, ctid, run, say):
+    def stop(ctid: int, run: str) -> bool:
+        ours = _ours(host, ctid, run, say)
+        if ours:
+            host.stop(ctid, timeout=30)
+        return ours
+
+    def start(ctid: int, run: str) -> bool:
+        ours = _ours(host, ctid, run, say)
+        if ours:
             host.start(ctid)
+        return ours
 
-    def onboot(ctid: int, run: str, onboot: bool) -> None:
-        if _ours(host, ctid, run, say):
+    def onboot(ctid: int, run: str, onboot: bool) -> bool:
+        ours = _ours(host, ctid, run, say)
+        if ours:
             host.set_onboot(ctid, onboot)
+        return ours
 
-    def forget_template(ctid: int, name: str, digest: str, run: str, uploaded: bool) -> None:
+    def forget_template(ctid: int, name: str, digest: str, run: str, uploaded: bool) -> bool:
         with template_lock(host):
             half = host.guest(ctid)
-            if half is not None and _is_half_made(half):
+            half_made = half is not None and _is_half_made(half)
+            if half_made:
                 host.recover(ctid, None)
             guests = look(host)
             own = (run, digest)
@@ -119,21 +128,28 @@ def operations(host: Host, say: Callable[[str], None]) -> Operations:
             if digest in needed_digests(host, guests, run):
                 if made:
                     say(f"template {digest[:12]} stays: another deployment needs it")
-                return
+                return half_made
             for found in made:
                 host.recover(found.guest.ctid, None)
                 if host.guest(found.guest.ctid) is not None:
                     host.destroy(found.guest.ctid)
-            volume = host.find_upload(name, digest) if uploaded and template_of(look(host), digest) is None else None
-            if volume is not None:
-                host.forget_upload(volume)
+            gone = bool(made) or half_made
+            if uploaded and template_of(look(host), digest) is None:
+                host.forget_part(name, digest)
+                volume = host.find_upload(name, digest)
+                if volume is not None:
+                    host.forget_upload(volume)
+                gone |= volume is not None
+            return gone
 
-    def uninstall_unit(run: str) -> None:
+    def uninstall_unit(run: str) -> bool:
         given = any((found.request.get("container") or {}).get("gpus") for _, found in others(host.name, run))
-        if given or any(_has_card(guest) for guest in look(host)):
+        stays = given or any(_has_card(guest) for guest in look(host))
+        if stays:
             say(f"{gpu.UNIT} stays: other containers have cards")
         else:
             gpu.uninstall(host.shell)
+        return not stays
 
     return {
         "destroy": destroy,
@@ -223,7 +239,7 @@ def template_lock(host: Host) -> AbstractContextManager[None]:
 
 
 def _template(deploy: Deploy) -> str:
-    """Upload the file and import it, unless the host has a template of this digest."""
+    """Upload the file and import it, unless the host has a template of this digest. What was uploaded goes again."""
     host, plan = deploy.host, deploy.plan
     source, container = plan.source, plan.template
     with template_lock(host):
@@ -232,12 +248,19 @@ def _template(deploy: Deploy) -> str:
             return f"{existing.ctid}, there already"
         file = Path(source.path)
         with deploy.progress.task(f"upload {file.name}"):
-            volume = host.find_upload(file.name, source.digest) or host.upload(file, source.digest)
+            there = host.find_upload(file.name, source.digest)
+            volume = there or host.upload(file, source.digest)
         mark = _mark(plan, plan.profile, TEMPLATE)
         with deploy.progress.task(f"import as {container.ctid}"):
             host.create(container, volume, Settings(container, tags(mark), mark.line()))
             host.make_template(container.ctid)
-        return f"{container.ctid} from {volume}"
+        if there is None:
+            host.forget_upload(volume)
+        first = template_of(look(host), source.digest)
+        if first is not None and first.ctid != container.ctid:  # another machine's builder was making it, too
+            host.destroy(container.ctid)
+            return f"{first.ctid}, made by another builder meanwhile"
+        return f"{container.ctid} from {there or file.name}"
 
 
 def _clone(deploy: Deploy) -> str:

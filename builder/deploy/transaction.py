@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from builder.deploy.journal import Journal, Undo
+from builder.deploy.journal import Journal, StepState, Undo
 from builder.deploy.shell import AwayError, LostError
 from builder.errors import BuilderError
 from builder.progress import Progress
 
-Operations = Mapping[str, Callable[..., None]]
-"""What each `Undo.operation` does; every one may run again after it was cut short."""
+Operations = Mapping[str, Callable[..., bool]]
+"""What each `Undo.operation` does, and whether there was anything; every one may run again after it was cut short."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,8 @@ def roll_back(journal: Journal, operations: Operations, progress: Progress, reas
         failed: list[str] = []
         _attempt("journal", lambda: journal.undoing(reason), failed)
         for state in reversed(run.steps if run else ()):
-            if _attempt(state.name, partial(_take_back, state.undo, operations), failed):
+            if _attempt(state.name, partial(_told_back, state, operations, progress), failed):
                 _attempt("journal", partial(journal.undone, state.name), failed)
-                if state.undo:
-                    progress.say(f"{state.name}: taken back")
         if not failed:
             _attempt("journal", lambda: journal.end("rolled back"), failed)
         if failed:
@@ -103,14 +101,21 @@ def _attempt(name: str, what: Callable[[], None], failed: list[str]) -> bool:
     return True
 
 
-def _take_back(undo: Sequence[Undo], operations: Operations) -> None:
+def _told_back(state: StepState, operations: Operations, progress: Progress) -> None:
+    if _take_back(state.undo, operations):
+        progress.say(f"{state.name}: taken back")
+
+
+def _take_back(undo: Sequence[Undo], operations: Operations) -> bool:
+    changed = False
     for each in reversed(undo):
         operation = operations.get(each.operation)
         if operation is None:
             raise BuilderError(
                 f"unknown operation {each.operation!r} in the journal", hint="use the builder that wrote it"
             )
-        operation(**each.values)
+        changed |= operation(**each.values)
+    return changed
 
 
 def _refuse_out_of_reach(reach: Callable[[], object], name: str, error: BaseException) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from builder.deploy.channel import Local, Ssh
@@ -21,10 +22,11 @@ _DEV_ENTRIES = (5, 0, 7)
 _WHO = "id -u; dpkg-query -W -f '${Version}\\n' pve-container"
 
 
-def open_host(where: str, *, dry: bool = False) -> Host:
+def open_host(where: str, *, dry: bool = False, say: Callable[[str], None] = lambda line: None) -> Host:
     """The host called `where`: ``pct`` (this machine is a Proxmox node), ``lxc`` (this machine, plain
     LXC; ``lxc:FOLDER`` for containers in a folder other than /var/lib/lxc) or
-    ``ssh:[USER@]HOST[:PORT]`` (a Proxmox node; the user is root). With `dry` nothing is ever changed.
+    ``ssh:[USER@]HOST[:PORT]`` (a Proxmox node; the user is root). With `dry` nothing is ever changed. `say` gets what
+    is waited for.
 
     ``$BUILDER_SSH`` is the `ssh` to use with further options, as one shell command line. Raises UsageError for anything
     else, BuilderError when the host cannot be reached or is no Proxmox node of a known version.
@@ -35,17 +37,24 @@ def open_host(where: str, *, dry: bool = False) -> Host:
 
         return Lxc(Shell(Local(), dry=dry), Path(folder).absolute() if folder else ROOT)
     if where == "pct":
-        return open_pct("pct", Local(), dry=dry)
+        return open_pct("pct", Local(), dry=dry, say=say)
     found = _SSH.fullmatch(where)
     if found is None or (found[3] and not 0 < int(found[3]) < 65536):
         raise UsageError(f"unknown host {where!a}", hint=f"give {_FORMS}")
     user, name, port = found[1] or "root", found[2].strip("[]"), int(found[3]) if found[3] else None
     program = shlex.split(os.environ.get("BUILDER_SSH", "ssh"))
     own = f"ssh-{user}@{name}" if port in (None, 22) else f"ssh-{user}@{name}-{port}"
-    return open_pct(own, Ssh(name, user, port, program), dry=dry, remote=True)
+    return open_pct(own, Ssh(name, user, port, program), dry=dry, remote=True, say=say)
 
 
-def open_pct(name: str, channel: Channel, *, dry: bool = False, remote: bool = False) -> Pct:
+def open_pct(
+    name: str,
+    channel: Channel,
+    *,
+    dry: bool = False,
+    remote: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Pct:
     """The Proxmox node behind `channel`. Raises BuilderError as `open_host` does."""
     done = channel.run(("sh", "-c", _WHO), timeout=60)
     uid, _, version = done.text.partition("\n")
@@ -60,4 +69,4 @@ def open_pct(name: str, channel: Channel, *, dry: bool = False, remote: bool = F
         hint = "update to Proxmox VE 8 or later"
         raise BuilderError(f"pve-container {version} is too old", where=name, hint=hint)
     capabilities = Capabilities(numbers >= _DEV_ENTRIES, True, remote, f"pve-container {version}")
-    return Pct(name, Shell(channel, dry=dry, check=checker(min(major, MAJORS[-1]))), capabilities)
+    return Pct(name, Shell(channel, dry=dry, check=checker(min(major, MAJORS[-1]))), capabilities, say=say)

@@ -75,6 +75,9 @@ class Host(Protocol):
     def forget_upload(self, volume: str) -> None:
         """Remove what `upload` brought."""
 
+    def forget_part(self, name: str, sha256: str) -> None:
+        """Remove what an `upload` of this file that was cut short left, once nothing writes to it any more."""
+
     def create(self, container: Container, volume: str, settings: Settings) -> None:
         """A new stopped container from a template's file. Never a size-0 directory root."""
 

@@ -35,6 +35,8 @@ _TAR = (
     *("--warning=no-file-ignored", "--warning=no-xattr-write"),
 )
 """The call of `pct create` (pve-container, PVE::LXC::Create)."""
+_COPY = 7200.0
+"""Seconds for a copy of all of a template: a disk that takes longer hangs."""
 _WAIT = 600
 """Seconds that `recover` gives to what a killed builder left running."""
 
@@ -107,6 +109,10 @@ class Lxc:
         if Path(volume).parent != self.root / ".builder" / "templates":
             raise BuilderError("is no file that was uploaded", where=volume)
         _check(self.shell.do("rm", "-f", "--", volume), volume)
+
+    def forget_part(self, name: str, sha256: str) -> None:
+        path = self._upload(name, sha256)
+        _check(self._sh(lxc_scripts.FORGET_PART, path), path)
 
     def create(self, container: Container, volume: str, settings: Settings) -> None:
         folder = self._folder(container.ctid)
@@ -218,13 +224,13 @@ class Lxc:
         return str(self.root / ".builder" / "templates" / f"{sha256}-{Path(name).name}")
 
     def _sh(self, script: str, *arguments: str, stdin: bytes | Path | None = None, note: str = "") -> Done:
-        return self.shell.do("sh", "-euc", script, "sh", *arguments, stdin=stdin, note=note)
+        return self.shell.do("sh", "-euc", script, "sh", *arguments, stdin=stdin, timeout=_COPY, note=note)
 
     def _script(self, ctid: int, script: str, *arguments: str, stdin: bytes | None = None, note: str = "") -> None:
         _check(self._sh(script, *arguments, stdin=stdin, note=note), f"container {ctid}")
 
     def _do(self, ctid: int, *argv: str) -> None:
-        _check(self.shell.do(*argv), f"container {ctid}")
+        _check(self.shell.do(*argv, timeout=_COPY), f"container {ctid}")
 
     def _look(self, pattern: str) -> tuple[Guest, ...]:
         done = self.shell.ask("sh", "-uc", lxc_scripts.LOOK, "sh", str(self.root), pattern)

@@ -64,6 +64,11 @@ echo "$sha256  $file.part" | sha256sum --check --quiet --strict -
 mv -T "$file.part" "$file"
 """
 
+FORGET_PART = """\
+file=$1 folder=${1%/*}
+[ ! -d "$folder" ] || flock "$folder" rm -f "$file.part"
+"""
+
 RESERVE = """\
 root=$1 ctid=$2 group=$3 new=$1/.builder/new-$2
 mkdir -p "$root/.builder"

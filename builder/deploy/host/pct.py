@@ -15,8 +15,10 @@ from builder.deploy.model import Container, Guest, Settings
 from builder.deploy.shell import Shell
 from builder.errors import BuilderError, UsageError
 
-_TURN = 3600.0
-"""Seconds to wait for other clones of a template: each copies all of it."""
+_COPY = 7200.0
+"""Seconds for a copy of all of a template: a storage that takes longer hangs."""
+_TURN = 7200.0
+"""Seconds to wait for other clones of a template, each of which is such a copy."""
 _TASKS = 600.0
 """Seconds to wait for what a killed builder left running."""
 _UMOUNT = 'i=0; while mountpoint -q "$1" && [ $i -lt 9 ]; do umount -R "$1"; i=$((i+1)); done'
@@ -30,6 +32,8 @@ class Pct:
     shell: Shell
     capabilities: Capabilities
     sleep: Callable[[float], None] = time.sleep
+    say: Callable[[str], None] = lambda line: None
+    """Gets what is waited for."""
 
     # what only looks
 
@@ -92,6 +96,10 @@ class Pct:
         """Remove a template's file."""
         self.shell.do("pvesm", "free", volume).check()
 
+    def forget_part(self, name: str, sha256: str) -> None:
+        """Remove what was cut short on its way into a storage."""
+        volumes.forget_part(self.shell, name, sha256)
+
     def create(self, container: Container, volume: str, settings: Settings) -> None:
         """Unpack a template's file into a new root disk; always said whether unprivileged, never of size 0."""
         ctid = container.ctid
@@ -100,7 +108,7 @@ class Pct:
         self._refuse_leftovers(ctid)
         rootfs = f"{volumes.root_storage(self.shell, container).name}:{container.root_gib}"
         own = ("--rootfs", rootfs, "--unprivileged", f"{container.unprivileged:d}")
-        pve.do(self.shell, ctid, "pct", "create", str(ctid), volume, *own, *self._options(settings), timeout=None)
+        pve.do(self.shell, ctid, "pct", "create", str(ctid), volume, *own, *self._options(settings), timeout=_COPY)
         self._add_raw(settings)
 
     def make_template(self, ctid: int) -> None:
@@ -112,7 +120,7 @@ class Pct:
         ctid, deadline = container.ctid, time.monotonic() + _TURN
         self._refuse_leftovers(ctid)
         while True:
-            done = self.shell.do(*self._clone(template, container, full, description))
+            done = self.shell.do(*self._clone(template, container, full, description), timeout=_COPY)
             if done.status == 0:
                 return
             if b"CT is locked (disk)" not in done.err or time.monotonic() > deadline:
@@ -166,7 +174,7 @@ class Pct:
             half = self._lock(ctid) == "create"  # then a clone of whatever template may be writing it
             return [task for task in pve.tasks(self.shell) if task.guest in ids or (half and task.kind == "vzclone")]
 
-        pve.wait_until(busy, seconds=_TASKS, where=f"container {ctid}", sleep=self.sleep)
+        self._wait_until(busy, _TASKS, f"container {ctid}")
         lock = self._lock(ctid)
         if lock == "create":
             self._unlock(ctid)
@@ -260,12 +268,15 @@ class Pct:
 
         for _ in range(2):
             self.sleep(2)
-            pve.wait_until(busy, seconds=_TURN, where=f"template {template}", sleep=self.sleep)
+            self._wait_until(busy, _TURN, f"template {template}")
             if self._lock(template) != "disk":
                 return
         found = self._config(template)
         if found is not None and found.guest(template, running=False).mark is not None:
             self._unlock(template)
+
+    def _wait_until(self, none: Callable[[], Sequence[pve.Task]], seconds: float, where: str) -> None:
+        pve.wait_until(none, seconds=seconds, where=where, sleep=self.sleep, say=self.say)
 
     def _bridge_problems(self, container: Container) -> list[str]:
         bridge, mtu = container.network.bridge, container.network.mtu

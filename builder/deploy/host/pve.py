@@ -69,14 +69,25 @@ def tasks(shell: Shell) -> tuple[Task, ...]:
 
 
 def wait_until(
-    none: Callable[[], Sequence[Task]], *, seconds: float, where: str, sleep: Callable[[float], None]
+    none: Callable[[], Sequence[Task]],
+    *,
+    seconds: float,
+    where: str,
+    sleep: Callable[[float], None],
+    say: Callable[[str], None],
 ) -> None:
-    """Look until `none` finds no task any more. Raises BuilderError naming what still runs after `seconds`."""
-    deadline, pause = time.monotonic() + seconds, 1.0
+    """Look until `none` finds no task any more; `say` gets each that is waited for.
+
+    Raises BuilderError naming what still runs after `seconds`.
+    """
+    deadline, pause, told = time.monotonic() + seconds, 1.0, ""
     while running := none():
+        first = running[0]
         if time.monotonic() > deadline:
-            first = running[0]
             what = f"{first.kind} still works on it after {seconds / 60:.0f} minutes"
             raise BuilderError(what, where=where, hint=f"`pvenode task stop {first.upid}` on the host ends it")
+        if first.upid != told:
+            say(f"{where}: waits for {first.kind} of {first.guest}, at most {seconds / 60:.0f} minutes")
+            told = first.upid
         sleep(pause)
         pause = min(pause * 1.5, 15)

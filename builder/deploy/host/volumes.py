@@ -11,9 +11,17 @@ from builder.deploy.shell import LostError, Shell
 from builder.errors import BuilderError
 
 GIB = 1 << 30
+_COPYING = 600
+"""Seconds to wait for a copy that a killed builder left running."""
 _CONTENT = "vztmpl/"
 _SUFFIX = ".tar.zst"
-_PUT = 'umask 022; mkdir -p -- "$(dirname -- "$1")"; cat > "$1"'
+_PUT = (
+    'umask 022; mkdir -p -- "$(dirname -- "$1")"; exec >> "$1"; '
+    'flock -nE 9 1 || [ $? -ne 9 ] || { echo "another upload of this file is under way" >&2; exit 1; }; '
+    'truncate -s 0 -- "$1"; cat'
+)
+"""PART: standard input into it. A file system without locks, which some shares are, is no reason to refuse."""
+_FORGET_PART = 'wait=$1; shift; for part; do [ ! -e "$part" ] || flock -w "$wait" "$part" rm -f -- "$part"; done'
 _KEEP = 'mv -n -- "$1" "$2"; [ ! -e "$1" ]'
 
 
@@ -82,7 +90,7 @@ def upload(shell: Shell, file: Path, sha256: str) -> str:
     if volume in _templates(shell, storage):
         volume = f"{storage}:{_CONTENT}{_other_name(file.name, sha256)}"
     path = _path(shell, volume)
-    part = f"{path}.{sha256[:12]}.part"
+    part = _part(path, sha256)
     try:
         shell.do("sh", "-ec", _PUT, "sh", part, stdin=file).check(f"is there room on storage {storage}?")
         if not shell.dry and _digest(shell, part) != sha256:
@@ -92,9 +100,22 @@ def upload(shell: Shell, file: Path, sha256: str) -> str:
     except LostError:
         raise
     except BaseException:
-        shell.do("rm", "-f", "--", part)
+        shell.do("sh", "-c", _FORGET_PART, "sh", "0", part)
         raise
     return volume
+
+
+def forget_part(shell: Shell, name: str, sha256: str) -> None:
+    """Remove what an upload of this file that was cut short left; what still copies is waited for."""
+    fit = [storage.name for storage in storages(shell) if storage.active and storage.templates]
+    names = (name, _other_name(name, sha256))
+    parts = [_part(_path(shell, f"{storage}:{_CONTENT}{each}"), sha256) for storage in fit for each in names]
+    shell.do("sh", "-ec", _FORGET_PART, "sh", str(_COPYING), *parts).check()
+
+
+def _part(path: str, sha256: str) -> str:
+    """The name of a template's file until all of it is there."""
+    return f"{path}.{sha256[:12]}.part"
 
 
 def _template_storage(shell: Shell, size: int) -> str:

@@ -51,6 +51,7 @@ class SimulatedChannel:
     name: str = "simulated"
     ran: list[str] = field(default_factory=list)
     fed: list[bytes | Path | None] = field(default_factory=list)
+    limits: dict[str, float | None] = field(default_factory=dict)  # seconds
 
     def run(
         self,
@@ -63,6 +64,7 @@ class SimulatedChannel:
         line = " ".join(argv)
         self.ran.append(line)
         self.fed.append(stdin)
+        self.limits[line] = timeout
         found = max((words for words in self.answers if line.startswith(words)), key=len, default=None)
         if found is None:
             raise AssertionError(f"no answer to {line}")

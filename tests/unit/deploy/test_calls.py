@@ -100,7 +100,7 @@ def node(*, fresh: bool) -> SimulatedChannel:
 def calls(folder: Path, monkeypatch: pytest.MonkeyPatch, ctid: int, *more: str) -> str:
     """What a dry run of one container prints."""
     channel = node(fresh=ctid == 921)
-    monkeypatch.setattr(command, "open_host", lambda where, dry: open_pct("pct", channel, dry=dry))
+    monkeypatch.setattr(command, "open_host", lambda where, dry, say: open_pct("pct", channel, dry=dry))
     template = folder / f"{NAME}.tar.zst"
     argv = ["--ctid", str(ctid), "--dry-run", "--no-check", "--template", str(template), "--recipe", str(RECIPE)]
     argv += ["--containers", str(DOCS / "containers.example.toml"), *more]

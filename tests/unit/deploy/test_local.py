@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from builder.deploy import channel
 from builder.deploy.channel import Local
 from builder.errors import BuilderError
 
@@ -83,6 +85,19 @@ def test_an_interrupt_asks_the_command_to_end_and_waits_for_it(tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         Local().run(["sh", "-c", script])
     assert (tmp_path / "cleaned").exists()
+
+
+def test_what_a_disk_that_hangs_keeps_from_ending_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SimulatedProcess:
+        pid = 0
+
+        def wait(self, seconds: float) -> int:
+            raise subprocess.TimeoutExpired((), seconds)
+
+    sent: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda pid, number: sent.append(number))
+    channel._end(SimulatedProcess())  # type: ignore[arg-type]
+    assert sent == [signal.SIGTERM, signal.SIGKILL]
 
 
 def test_the_terminals_signals_do_not_reach_the_command() -> None:

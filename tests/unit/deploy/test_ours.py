@@ -12,7 +12,7 @@ import pytest
 
 from builder.deploy import profile as profiles
 from builder.deploy import run as runs
-from builder.deploy.deployments import deployments, find
+from builder.deploy.deployments import deployments, find, template_of
 from builder.deploy.host.base import Capabilities
 from builder.deploy.journal import Journal, folder_of
 from builder.deploy.model import Container, Guest, Mark, Settings
@@ -37,10 +37,11 @@ class SimulatedChannel:
 
 @dataclass
 class SimulatedHost:
-    """Containers that are started, stopped and destroyed; `meanwhile` happens while `recover` waits."""
+    """Containers that are started, stopped and destroyed; `meanwhile` happens while `recover` and an import wait."""
 
     all: dict[int, Guest]
     meanwhile: Callable[[], None] = lambda: None
+    files: set[str] = field(default_factory=set)
     name: str = "simulated"
     capabilities: Capabilities = field(default_factory=lambda: Capabilities(True, True, False))
     shell: Shell = field(default_factory=lambda: Shell(SimulatedChannel()))
@@ -52,7 +53,25 @@ class SimulatedHost:
         return self.all.get(ctid)
 
     def find_upload(self, name: str, sha256: str) -> str | None:
-        return None
+        return "files:t.tar.zst" if "t.tar.zst" in self.files else None
+
+    def upload(self, file: Path, sha256: str) -> str:
+        self.files.add(file.name)
+        return "files:t.tar.zst"
+
+    def forget_upload(self, volume: str) -> None:
+        self.files.remove(volume.partition(":")[2])
+
+    def forget_part(self, name: str, sha256: str) -> None:
+        self.files.discard(f"{name}.part")
+
+    def create(self, container: Container, volume: str, settings: Settings) -> None:
+        assert volume.partition(":")[2] in self.files
+        self.all[container.ctid] = Guest(container.ctid, container.name, description=settings.description, config={})
+
+    def make_template(self, ctid: int) -> None:
+        self.all[ctid] = replace(self.all[ctid], template=True)
+        self.meanwhile()
 
     def recover(self, ctid: int, template: int | None) -> None:
         self.meanwhile()
@@ -192,6 +211,34 @@ def test_a_template_that_was_cut_short_before_it_had_a_mark_is_taken_away() -> N
     host = host_of(Guest(920, "CT920", lock="create", config={}))
     undo(host, "forget template", ctid=920, name="t", digest=DIGEST, run="r1", uploaded=True)
     assert host.all == {}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_file_goes_once_its_template_is_made_unless_it_was_there(there: bool) -> None:
+    host = host_of()
+    host.files = {"t.tar.zst"} if there else set()
+    do(host, plan_of(), "template")
+    assert host.files == ({"t.tar.zst"} if there else set())
+    assert host.all[920].template
+
+
+@pytest.mark.parametrize("other", [919, 921])
+def test_of_two_templates_made_at_once_by_two_machines_one_is_used(other: int) -> None:
+    theirs = made(other, run="theirs", role="template")
+    host = host_of()
+    host.meanwhile = lambda: host.all.update({other: theirs})
+    do(host, plan_of(), "template")
+    assert sorted(host.all) == ([919] if other == 919 else [920, 921])
+    found = template_of(host.guests(), DIGEST)
+    assert found is not None
+    assert found.ctid == min(host.all)
+
+
+def test_what_an_upload_that_was_cut_short_left_is_taken_away() -> None:
+    host = host_of()
+    host.files = {"t.tar.zst.part"}
+    undo(host, "forget template", ctid=920, name="t.tar.zst", digest=DIGEST, run="r2", uploaded=True)
+    assert host.files == set()
 
 
 def test_a_template_stays_when_another_deployment_or_run_needs_it() -> None:

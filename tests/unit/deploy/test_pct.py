@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from builder.deploy.channel import Local
 from builder.deploy.host import config, explain, open_host, open_pct
 from builder.deploy.host.base import Capabilities
 from builder.deploy.host.pct import Pct
@@ -255,7 +258,7 @@ def upload(tmp_path: Path, there: str | None, arrived: str | None = None) -> tup
         f"sha256sum -b -- {cache}/vllm_1.tar.zst.{digest[:12]}.part": [f"{arrived or digest} *part\n"],
         f"sha256sum -b -- {cache}/{other}.{digest[:12]}.part": [f"{arrived or digest} *part\n"],
         "sh -ec": [""],
-        "rm -f --": [""],
+        "sh -c": [""],
     }
     host, channel = pct(answers)
     return lambda: host.upload(file, digest), channel
@@ -285,7 +288,57 @@ def test_a_file_damaged_on_its_way_is_removed_and_told(tmp_path: Path) -> None:
     run, channel = upload(tmp_path, None, arrived="00" * 32)
     with pytest.raises(BuilderError, match=r"vllm_1\.tar\.zst: was damaged on its way to the host; try again"):
         run()
-    assert channel.ran[-1].startswith("rm -f -- /var/lib/vz/template/cache/vllm_1.tar.zst.")
+    assert "rm -f" in channel.ran[-1]
+    assert channel.ran[-1].endswith(f" {part_of('/var/lib/vz/template/cache/vllm_1.tar.zst')}")
+
+
+def part_of(path: object) -> str:
+    return f"{path}.{sha256(b'template').hexdigest()[:12]}.part"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> tuple[Pct, Path]:
+    """A storage for templates that is a folder of this machine, where the builder's own scripts run."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+
+    class SimulatedStorage(SimulatedChannel):
+        def run(self, argv: Sequence[str], **options: Any) -> Done:
+            if argv[0] in ("sh", "sha256sum"):
+                return Local().run(argv, **options)
+            if argv[:2] == ("pvesm", "path"):
+                return Done((), 0, f"{folder}/{argv[2].partition('/')[2]}\n".encode(), b"")
+            return super().run(argv, **options)
+
+    answers: Answers = {key: list(value) for key, value in LOOKS.items()}
+    return Pct("pct", Shell(SimulatedStorage(answers)), NEW), folder
+
+
+def test_what_a_killed_upload_left_is_taken_over_by_the_next_one_or_forgotten(
+    cache: tuple[Pct, Path], tmp_path: Path
+) -> None:
+    (host, folder), file, digest = cache, tmp_path / "vllm_1.tar.zst", sha256(b"template").hexdigest()
+    file.write_bytes(b"template")
+    part = Path(part_of(folder / file.name))
+    part.write_bytes(b"longer than the file")
+    assert host.upload(file, digest) == "local:vztmpl/vllm_1.tar.zst"
+    part.write_bytes(b"half")
+    for _ in range(2):
+        host.forget_part(file.name, digest)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {file.name: b"template"}
+
+
+def test_a_second_upload_of_the_same_file_leaves_the_first_alone(cache: tuple[Pct, Path], tmp_path: Path) -> None:
+    (host, folder), file = cache, tmp_path / "vllm_1.tar.zst"
+    file.write_bytes(b"template")
+    part = Path(part_of(folder / file.name))
+    with part.open("wb") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        first.write(b"temp")
+        first.flush()
+        with pytest.raises(BuilderError, match="another upload of this file is under way"):
+            host.upload(file, sha256(b"template").hexdigest())
+    assert part.read_bytes() == b"temp"
 
 
 # clones
@@ -307,8 +360,19 @@ def test_a_clone_waits_until_others_of_the_template_are_done() -> None:
             "pvesh get /nodes/localhost/tasks": [told("tasks.json"), told("tasks.json"), "[]"],
         }
     )
-    host.clone(940, CONTAINER, full=True, description="")
+    said: list[str] = []
+    replace(host, say=said.append).clone(940, CONTAINER, full=True, description="")
     assert [line.split()[1] for line in channel.changes()] == ["clone", "clone", "clone"]
+    assert said == ["template 940: waits for vzclone of 940, at most 120 minutes"]
+
+
+def test_a_copy_has_a_generous_limit(tmp_path: Path) -> None:
+    gone: Answers = {f"cat /etc/pve/lxc/{ctid}.conf": [GONE] for ctid in (920, 941)}
+    host, channel = pct({**gone, "pct": [""]})
+    base = Container(920, "template", network=Network(mac="02:00:00:00:09:20"), root_gib=8)
+    host.create(base, "local:vztmpl/x.tar.zst", Settings(base, ("builder",), MARK.line()))
+    host.clone(920, CONTAINER, full=True, description="")
+    assert [channel.limits[line] for line in channel.changes()] == [7200, 7200]
 
 
 def test_a_crashed_clones_lock_is_taken_off_a_template_of_the_builder() -> None:

@@ -38,7 +38,12 @@ class SimulatedWorld:
 
     @property
     def operations(self) -> Operations:
-        return {"remove": lambda name: self.things.discard(name)}
+        return {"remove": self.remove}
+
+    def remove(self, name: str) -> bool:
+        there = name in self.things
+        self.things.discard(name)
+        return there
 
     def _add(self, name: str) -> str:
         self.stop(f"before {name}")
@@ -132,10 +137,10 @@ def test_a_roll_back_that_fails_says_how_to_finish_and_can_be_finished(journal: 
     world = SimulatedWorld(stop_at("after s3", BuilderError("broke")))
     ready = False
 
-    def remove(name: str) -> None:
+    def remove(name: str) -> bool:
         if name == "s1" and not ready:
             raise BuilderError("in use", where="s1")
-        world.things.discard(name)
+        return world.remove(name)
 
     with pytest.raises(BuilderError, match=r"could not be taken back: s1: s1: in use; .*`builder rollback`"):
         perform(world.steps(), journal, {"remove": remove}, Silent())
@@ -148,8 +153,9 @@ def test_a_roll_back_that_fails_says_how_to_finish_and_can_be_finished(journal: 
 def test_a_bug_in_one_undo_does_not_keep_the_others_from_running(journal: Journal) -> None:
     world = SimulatedWorld(stop_at("after s3", BuilderError("broke")))
 
-    def remove(name: str) -> None:
+    def remove(name: str) -> bool:
         world.things.remove("nothing of this name" if name == "s2" else name)
+        return True
 
     with pytest.raises(BuilderError, match=r"could not be taken back: s2: KeyError"):
         perform(world.steps(), journal, {"remove": remove}, Silent())
@@ -175,6 +181,18 @@ def test_everything_is_taken_back_though_the_journals_disk_is_full(
     assert run is not None
     assert run.end is None
     roll_back(journal, world.operations, Silent(), "asked for")
+
+
+def test_only_what_was_there_is_told_as_taken_back(journal: Journal) -> None:
+    class Told(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    said: list[str] = []
+    world = SimulatedWorld(stop_at("before s2", BuilderError("broke")))
+    with pytest.raises(BuilderError, match="broke"):
+        perform(world.steps(), journal, world.operations, Told())
+    assert said[2:] == ["s2: failed, rolling back", "s1: taken back", "s0: taken back"]
 
 
 def test_a_roll_back_that_begins_after_the_last_line_and_is_killed_is_unfinished(journal: Journal) -> None:
@@ -220,10 +238,10 @@ def test_programs_that_a_roll_back_starts_end_by_signals(journal: Journal) -> No
     world = SimulatedWorld(stop_at("after s3", BuilderError("broke")))
     ignored: list[str] = []
 
-    def remove(name: str) -> None:
+    def remove(name: str) -> bool:
         status = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
         ignored.extend(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
-        world.things.discard(name)
+        return world.remove(name)
 
     with pytest.raises(BuilderError, match="broke"):
         perform(world.steps(), journal, {"remove": remove}, Silent())
@@ -234,10 +252,10 @@ def test_programs_that_a_roll_back_starts_end_by_signals(journal: Journal) -> No
 def test_interrupts_wait_until_a_roll_back_is_over(journal: Journal) -> None:
     world = SimulatedWorld(stop_at("after s3", BuilderError("broke")))
 
-    def remove(name: str) -> None:
+    def remove(name: str) -> bool:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
-        world.things.discard(name)
+        return world.remove(name)
 
     with pytest.raises(BuilderError, match="broke"):
         perform(world.steps(), journal, {"remove": remove}, Silent())
