@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +20,8 @@ from standins import driver, library, tar
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120), pytest.mark.usefixtures("no_leftovers")]
 
 VERSION = "580.76.05"
+REAL = os.environ.get("DRIVER_PACKAGE", "")
+"""A package as NVIDIA publishes it, NVIDIA-Linux-x86_64-VERSION.run, for who has one."""
 LIB = "/usr/lib/x86_64-linux-gnu"
 
 PROGRAM = """
@@ -64,6 +68,7 @@ for argv in script:
 print(json.dumps({
     "digest": index.digest,
     "files": {each.path: f"{each.type} {each.mode:o} {each.uid}:{each.gid} {each.mtime}" for each in index.entries},
+    "sha256": {each.path: each.sha256 for each in index.entries if each.type == "file"},
     "said": log.read_text() if script else "",
 }))
 """
@@ -183,3 +188,21 @@ def test_the_layer_keeps_nothing_of_the_machine(user: Any) -> None:
     assert "var/cache/ldconfig/aux-cache" not in files
     assert files["etc/ld.so.cache"] == "file 644 0:0 1760572800"
     assert files[f"usr/lib/x86_64-linux-gnu/libcuda.so.{VERSION}"] == "file 755 0:0 1750000000"
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not REAL, reason="DRIVER_PACKAGE names no NVIDIA-Linux-x86_64-VERSION.run")
+def test_a_real_package_gives_the_very_files_that_its_own_script_unpacks(user: Any, tmp_path: Path) -> None:
+    package = Path(REAL).resolve()
+    version = package.stem.removeprefix("NVIDIA-Linux-x86_64-")
+    own = tmp_path / "own"
+    unpack = ["unshare", "--net", "sh", str(package), "--extract-only", "--target", str(own)]
+    subprocess.run(unpack, check=True, capture_output=True)
+    params = {"Version": version, "OpenCL": True}
+    built = build(user, "nvidia-runfile", params, {package.name: package.read_bytes()})
+    found = listed(built["said"])
+    for name in ("libcuda.so", "libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-nvvm.so.4"):
+        assert found[name] == f"{LIB}/{name}"
+    placed = {path: sha256 for path, sha256 in built["sha256"].items() if path != "etc/ld.so.cache"}
+    assert {f"{LIB[1:]}/libcuda.so.{version}", "usr/bin/nvidia-smi", "etc/OpenCL/vendors/nvidia.icd"} <= placed.keys()
+    assert placed == {path: hashlib.sha256((own / Path(path).name).read_bytes()).hexdigest() for path in placed}
