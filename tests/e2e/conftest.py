@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ HOUSE = Path(__file__).parents[2]
 EPOCH = 1760572800
 OPEN_FOLDER = "/tmp/builder-boot-"
 """How the folders begin in which tests keep containers."""
+OURS = rb"%b|/tmp/builder-\w+/house" % re.escape(os.fsencode(HOUSE))
 MIRROR = "http://deb.debian.org/debian"
 
 
@@ -142,7 +144,7 @@ def no_leftovers() -> Iterator[None]:
     """Fails a test after which a mount is there that was not before, or a sandbox whose builder is gone."""
     before = _mounts()
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (left := (_mounts() - before) | _orphans()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left
@@ -155,14 +157,17 @@ def _mounts() -> set[str]:
 
 
 def _orphans() -> set[str]:
-    """Sandboxes whose builder, named by the last argument, does not run any more, or is this very process."""
+    """Our sandboxes whose builder, named by the last argument, does not run any more, or is this very process.
+
+    The argument before but one is the folder of the builder's code: ours, or as `builder rebuild-check` lends it.
+    """
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             argv = (folder / "cmdline").read_bytes().split(b"\0")[:-1]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if any(b"builder.sandbox.child" in word for word in argv) and argv[-1].isdigit():
+        if any(b"builder.sandbox.child" in word for word in argv) and re.fullmatch(OURS, argv[-3]):
             builder = int(argv[-1])
             if builder == os.getpid() or not Path(f"/proc/{builder}").exists():
                 found.add(f"{folder.name}: {b' '.join(argv).decode()}")

@@ -17,7 +17,7 @@ FIRST_ID, IDS = 100_000, 65_536
 """The ids that Proxmox gives to every unprivileged container."""
 
 IDMAP = ["lxc-usernsexec", "-m", f"u:0:{FIRST_ID}:{IDS}", "-m", f"g:0:{FIRST_ID}:{IDS}", "--"]
-WITH_SUBIDS = 'mount --bind "$0" /etc/subuid && mount --bind "$0" /etc/subgid && exec "$@"'
+WITH_SUBIDS = 'mount -t overlay overlay -o "lowerdir=$0:/etc" /etc && exec "$@"'
 CONFIGS = Path("/usr/share/lxc/config")
 PRESET = """\
 # Added by PVE at create-time for first-boot configuration.
@@ -48,8 +48,14 @@ def proxmox_tar(root: Path) -> list[str]:
 
 
 def with_subids(subids: Path) -> list[str]:
-    """What runs a command with the subordinate ids that every Proxmox host gives to its root, whatever it has here."""
-    subids.write_text(f"root:{FIRST_ID}:{IDS}\n")
+    """What runs a command with the subordinate ids that every Proxmox host gives to its root, whatever it has here.
+
+    `subids` is the folder for these tables: a bind over the real ones would be gone as soon as a user is added.
+    """
+    if not subids.exists():
+        subids.mkdir(mode=0o755)
+        for name in ("subuid", "subgid"):
+            (subids / name).write_text(f"root:{FIRST_ID}:{IDS}\n")
     return ["unshare", "--mount", "sh", "-c", WITH_SUBIDS, str(subids)]
 
 
@@ -146,7 +152,7 @@ class Container:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def state(self, *, patience: float = 60) -> str:
+    def state(self, *, patience: float = 120) -> str:
         """What systemd says when it has done with starting, or after `patience` seconds."""
         deadline = time.monotonic() + patience
         while True:
@@ -204,7 +210,7 @@ def booted(
             yield container
         finally:
             subprocess.run(["lxc-stop", "-P", str(folder), "-n", container.name, "-k"], capture_output=True)
-            _wait_for_no(str(folder))
+            traces(str(folder))
             for group in Path("/sys/fs/cgroup").glob(f"*/lxc.monitor.{container.name}*"):
                 group.rmdir()  # LXC leaves it when a start fails
 
@@ -247,17 +253,20 @@ def set_up(container: Container, bridge: Bridge) -> None:
     container.shell(CREATE)
 
 
-def traces(mark: str) -> list[str]:
-    """What on this machine still carries `mark`: mounts, links, control groups, processes."""
+def traces(mark: str, *, patience: float = 60) -> list[str]:
+    """What on this machine still carries `mark` after `patience` seconds: mounts, links, control groups, processes.
+
+    LXC's monitor outlives its container by a moment, and so do a killed program's children.
+    """
+    deadline = time.monotonic() + patience
+    while (found := _traces(mark)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def _traces(mark: str) -> list[str]:
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if mark in line]
     folders = [Path("/sys/class/net"), *Path("/sys/fs/cgroup").iterdir()]
     found = [str(path) for folder in folders if folder.is_dir() for path in folder.glob(f"*{mark}*")]
     processes = subprocess.run(["pgrep", "--full", "--list-full", mark], capture_output=True, text=True).stdout
     return mounts + found + processes.splitlines()
-
-
-def _wait_for_no(mark: str) -> None:
-    """LXC's monitor outlives its container by a moment."""
-    deadline = time.monotonic() + 5
-    while traces(mark) and time.monotonic() < deadline:
-        time.sleep(0.05)

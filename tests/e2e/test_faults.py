@@ -330,13 +330,15 @@ def test_a_stage_that_reaches_for_the_network(here: Project) -> None:
 
 
 def test_a_stage_that_takes_twice_its_memory(here: Project) -> None:
-    add_script(here, "fat", "exec python3 -c 'import time; x = b\"x\" * (256 << 20); time.sleep(9)'", "MemoryMiB = 128")
+    add_script(
+        here, "fat", "exec python3 -c 'import time; x = b\"x\" * (256 << 20); time.sleep(60)'", "MemoryMiB = 128"
+    )
     said = refused(here, "build", "recipes/tiny")
     assert re.search(r"stage fat: .*: used \d+ MiB, over its limit of 128 MiB; raise MemoryMiB of the stage", said)
 
 
 def test_a_stage_that_takes_twice_its_time(here: Project) -> None:
-    add_script(here, "slow", "sleep 4", "TimeoutSeconds = 2")
+    add_script(here, "slow", "sleep 60", "TimeoutSeconds = 2")
     said = refused(here, "build", "recipes/tiny")
     assert re.search(r"stage slow: .*: ran for 2 s, its limit; raise TimeoutSeconds of the stage", said)
 

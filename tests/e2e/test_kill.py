@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.usefixtures
 
 POINTS = sorted(random.Random(20).sample(range(50, 1000), 20))
 """Twenty random points of a run, as thousandths of its time."""
-SCRIPT = "#!/bin/sh\ntouch /srv/started\nsleep 100 &\nsleep 100\n"
+SCRIPT = "#!/bin/sh\ntouch /srv/started\nsleep 1000 &\nsleep 1000\n"
 
 
 class Victim:
@@ -127,16 +127,16 @@ def test_killed_while_the_base_is_made(root_user: User, tiny: Callable[[User], P
     shutil.rmtree(here.artifacts)
     here = here.with_env(BUILDER_STORE=str(other))
     with here.user.popen(here.argv("build", "recipes/tiny"), stderr=subprocess.PIPE) as running:
-        wait_for(other, "tmp/session-*/*/layer/tree/usr/bin/dpkg")
+        until(lambda: list(other.glob("tmp/session-*/*/layer/tree/usr/bin/dpkg")))
         running.kill()
     assert here.json("build", "recipes/tiny")["sha256"] == expected
     assert {path.name for path in (other / "tmp").iterdir()} <= {"partial", "logs"}
 
 
-def wait_for(store: Path, pattern: str) -> None:
-    deadline = time.monotonic() + 60
-    while not list(store.glob(pattern)):
-        assert time.monotonic() < deadline, pattern
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
@@ -149,15 +149,16 @@ def test_interrupted_in_a_stage(user: User, tiny: Callable[[User], Path], number
     stage = '[[Stage]]\nName = "slow"\nKind = "files"\nPostInstallationScripts = ["script"]\n'
     (recipe / "recipe.toml").write_text((recipe / "recipe.toml").read_text() + stage)
     with here.user.popen(here.argv("build", "recipes/tiny"), stderr=subprocess.PIPE) as running:
-        wait_for(here.store, "tmp/session-*/*/layer/tree/srv/started")
+        until(lambda: list(here.store.glob("tmp/session-*/*/layer/tree/srv/started")))
         interrupt(running, number)
     assert list((here.store / "tmp").glob("session-*")) == []
 
 
-@pytest.mark.parametrize("fraction", [0.3, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("fraction", [0.1, 0.4, 0.6, 0.8])
 def test_interrupted_at_any_time(victim: Victim, fraction: float) -> None:
     victim.undo()
     with victim.start() as running:
+        until(lambda: running.poll() is not None or list((victim.of.store / "tmp").glob("session-*")))
         time.sleep(victim.seconds * fraction)
         interrupt(running, signal.SIGINT)
     assert list((victim.of.store / "tmp").glob("session-*")) == []
@@ -166,14 +167,14 @@ def test_interrupted_at_any_time(victim: Victim, fraction: float) -> None:
 
 
 def interrupt(running: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send the signal; the builder says one line, and ends at once."""
+    """Send the signal; the builder says one line, and ends long before a stage would."""
     sent = time.monotonic()
     running.send_signal(number)
     _, said = running.communicate()
     if running.returncode != 0:  # else it had finished before
         lines = [line for line in said.decode().splitlines() if "was changed on disk" not in line]
         assert (running.returncode, lines) == (130, ["builder: interrupted"])
-    assert time.monotonic() - sent < 5
+    assert time.monotonic() - sent < 60
 
 
 def test_two_builders_at_once(victim: Victim) -> None:

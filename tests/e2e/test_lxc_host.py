@@ -74,8 +74,8 @@ def folder() -> Iterator[Path]:
         root = folder / "lxc"
         root.mkdir(mode=0o755)
         yield root
-        deadline = time.monotonic() + 5
-        while (left := [*traces(str(folder)), *_groups()]) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while (left := [*traces(str(folder), patience=0), *_groups()]) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert left == []
         assert [path.name for path in root.iterdir()] == [".builder"]
@@ -175,7 +175,7 @@ def inside(lxc: Lxc, ctid: int, *argv: str, stdin: bytes | None = None) -> Done:
 
 def up(lxc: Lxc, ctid: int) -> str:
     """What systemd says when it has done with starting, and which units failed."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (state := inside(lxc, ctid, "systemctl", "is-system-running").text) in ("", "initializing", "starting"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -265,15 +265,15 @@ class TestClone:
         assert said == f"b'kept' True 0 2 {len(CAPABILITY)}"
 
     def check_network(self, lxc: Lxc, ctid: int, bridge: Bridge, web: str) -> None:
-        get = f"import urllib.request; print(urllib.request.urlopen({web!r}, timeout=5).read().decode())"
+        get = f"import urllib.request; print(urllib.request.urlopen({web!r}, timeout=30).read().decode())"
         assert inside(lxc, ctid, "python3", "-c", get).text == "from the host"
         serve = ("systemd-run", "--quiet", "python3", "-m", "http.server", "8000", "--directory", "/etc")
         inside(lxc, ctid, *serve).check()
         url = f"http://{bridge.network}.{ADDRESSES[ctid]}:8000/hostname"
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
-                answer = urllib.request.urlopen(url, timeout=5).read()
+                answer = urllib.request.urlopen(url, timeout=30).read()
                 break
             except OSError:
                 assert time.monotonic() < deadline

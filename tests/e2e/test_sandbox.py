@@ -107,7 +107,7 @@ class World:
         """Start a run and return once its script has said "ready"."""
         log = self.home / "log"
         process = self.user.popen(self.command(self.spec(f"echo ready; {script}", **more), log), stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (log.exists() and "ready" in log.read_text()):
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -305,17 +305,17 @@ def test_a_log_that_cannot_be_written_ends_the_run(world: World) -> None:
 
 
 def test_what_stays_in_the_background_is_ended(world: World) -> None:
-    started = time.monotonic()
-    assert world.run("setsid sleep 60 & exit 0").error == ""
-    assert time.monotonic() - started < 10
+    marker = f"{time.time_ns()}"
+    assert world.run(f"setsid sleep {marker} & exit 0").error == ""
+    assert _sleeping(marker) == 0
 
 
 def test_time_limit(world: World) -> None:
-    result = world.run("sleep 60 & setsid sleep 60 & wait", limits=Limits(seconds=1))
+    result = world.run("sleep 600 & setsid sleep 600 & wait", limits=Limits(seconds=1))
     assert re.search(r"stage test: .*: ran for 1 s, its limit; raise TimeoutSeconds of the stage", result.error)
 
 
-HOLD = "import sys, time; held = bytearray(int(sys.argv[1]) << 20); print('held', flush=True); time.sleep(2)"
+HOLD = "import sys, time; held = bytearray(int(sys.argv[1]) << 20); print('held', flush=True); time.sleep(60)"
 
 
 def test_memory_limit_counts_all_processes(world: World) -> None:
@@ -328,7 +328,7 @@ def test_memory_limit_counts_all_processes(world: World) -> None:
 
 
 def test_memory_limit_counts_files_in_tmp(world: World) -> None:
-    result = world.run("head -c 80M /dev/zero > /tmp/file; sleep 2", limits=Limits(memory_mib=50))
+    result = world.run("head -c 80M /dev/zero > /tmp/file; sleep 60", limits=Limits(memory_mib=50))
     assert "over its limit of 50 MiB" in result.error
 
 
@@ -347,16 +347,18 @@ def test_ending_the_builder_ends_all(world: World, number: signal.Signals) -> No
     _wait_for(0, marker)
 
 
-def _wait_for(count: int, marker: str) -> None:
-    deadline = time.monotonic() + 5
-    while _sleeping(marker) != count and time.monotonic() < deadline:
+def _wait_for(count: int, marker: str, state: str = "") -> None:
+    deadline = time.monotonic() + 60
+    while _sleeping(marker, state) != count and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert _sleeping(marker) == count
+    assert _sleeping(marker, state) == count
 
 
-def _sleeping(marker: str) -> int:
-    done = subprocess.run(["pgrep", "--full", "--exact", f"sleep {marker}"], capture_output=True, check=False)
-    return len(done.stdout.split())
+def _sleeping(marker: str, state: str = "") -> int:
+    """How many `sleep MARKER` there are whose state, as ps(1) says it, begins so; "S+" is one that has the terminal."""
+    done = subprocess.run(["ps", "-ewwo", "stat=,args="], capture_output=True, text=True, check=True)
+    rows = (line.split(maxsplit=1) for line in done.stdout.splitlines())
+    return sum(row[1:] == [f"sleep {marker}"] and row[0].startswith(state) for row in rows)
 
 
 def test_host_root_is_read_only_but_for_the_writable_bind(world: World) -> None:
@@ -383,17 +385,18 @@ def test_interactive_keeps_the_terminal_with_job_control(world: World) -> None:
     said = _type(ours, "ready> ", None)
     assert "no job control" not in said
     _type(ours, "ready> ", "echo kept > /kept\n")
-    os.write(ours, b"sleep 1234\n")
-    time.sleep(0.3)
+    marker = f"{time.time_ns()}"
+    os.write(ours, f"sleep {marker}\n".encode())
+    _wait_for(1, marker, state="S+")
     assert "Stopped" in _type(ours, "ready> ", "\x1a")
-    assert "sleep 1234" in _type(ours, "ready> ", "jobs\n")
+    assert f"sleep {marker}" in _type(ours, "ready> ", "jobs\n")
     os.write(ours, b"fg\n")
-    time.sleep(0.3)
+    _wait_for(1, marker, state="S+")
     _type(ours, "ready> ", "\x03")
     assert "rc=130" in _type(ours, "ready> ", "echo rc=$?\n")
     os.write(ours, b"exit\n")
     said = _type(ours, '"kept"', None)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert '"error": ""' in said
     os.close(ours)
 
@@ -403,7 +406,7 @@ def _type(terminal: int, until: str, text: str | None) -> str:
     if text is not None:
         os.write(terminal, text.encode())
     said = ""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while until not in said.replace(text or "\0", ""):
         assert time.monotonic() < deadline, said
         if select.select([terminal], [], [], 0.2)[0]:

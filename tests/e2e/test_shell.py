@@ -52,7 +52,7 @@ def test_the_terminal_inside_is_another_and_the_callers_is_as_it_was(here: Proje
     process = here.user.popen(argv, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     said = shown(ours)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert "33 77" in said
     assert outside not in said
     assert "rc=0" in said
@@ -67,7 +67,7 @@ def test_nothing_can_be_typed_into_the_callers_terminal(here: Project) -> None:
     process = here.user.popen(argv, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     assert "typed=[]" in shown(ours)
-    process.wait(20)
+    process.wait(60)
     os.close(ours)
 
 
