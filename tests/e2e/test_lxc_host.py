@@ -196,7 +196,7 @@ class Hello(BaseHTTPRequestHandler):
 def web(bridge: Bridge) -> Iterator[str]:
     """A web server on the bridge."""
     with HTTPServer((bridge.host, 0), Hello) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://{bridge.host}:{server.server_port}/"
         server.shutdown()
 

@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         yield server
         server.shutdown()
 
@@ -61,7 +61,7 @@ def server() -> Iterator[Server]:
 def ready(folder: Path, port: int, settings: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     (folder / "serve.yaml").write_text(f"model: /m\nhost: 0.0.0.0\nport: {port}\n{settings}")
     argv = [sys.executable, "-I", str(READY), str(folder / "serve.yaml")]
-    return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=20)
+    return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=120)
 
 
 def test_a_chat_model_is_up_after_a_completion(server: Server, tmp_path: Path) -> None:

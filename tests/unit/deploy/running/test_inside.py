@@ -70,7 +70,7 @@ class Vllm(BaseHTTPRequestHandler):
 @pytest.fixture
 def port() -> Iterator[int]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Vllm) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
+        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
         yield served.server_port
         served.shutdown()
 
@@ -169,7 +169,7 @@ def test_a_child_ends_when_nobody_reads_any_more(program: ModuleType) -> None:
 
 def test_the_answer_is_alone_on_standard_output() -> None:
     argv = [sys.executable, "-I", "-", "load", "x", "y"]
-    done = subprocess.run(argv, input=inside.program(None), capture_output=True, timeout=30)
+    done = subprocess.run(argv, input=inside.program(None), capture_output=True, timeout=120)
     assert done.returncode == 1
     assert done.stdout == b""
     assert b"Traceback" not in done.stderr
@@ -213,7 +213,7 @@ def test_the_script_for_the_cards_finds_a_process_and_its_control_group(tmp_path
 def fed(command: str, *arguments: str, key: str | None) -> subprocess.CompletedProcess[bytes]:
     """The program as a host runs it: by a Python that has nothing but its own library."""
     argv = [sys.executable, "-I", "-S", "-", command, *arguments]
-    return subprocess.run(argv, input=inside.program(key), capture_output=True, timeout=60)
+    return subprocess.run(argv, input=inside.program(key), capture_output=True, timeout=120)
 
 
 def test_another_server_is_asked_with_its_key_by_any_python(port: int) -> None:
@@ -269,7 +269,7 @@ class Babbles(BaseHTTPRequestHandler):
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
+        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{served.server_port}"
         served.shutdown()
 
