@@ -42,9 +42,6 @@ def private_sshd(folder: Path, within: Sequence[str] = ()) -> Iterator[Sshd]:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", folder / name], check=True)
     (folder / "authorized_keys").write_text((folder / "user.pub").read_text())
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
     settings = {
         "HostKey": folder / "host",
         "AuthorizedKeysFile": folder / "authorized_keys",
@@ -55,38 +52,30 @@ def private_sshd(folder: Path, within: Sequence[str] = ()) -> Iterator[Sshd]:
         "PermitRootLogin": "prohibit-password",
     }
     (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
-    key_type, key, _ = (folder / "host.pub").read_text().split()
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {key_type} {key}\n")
     (folder / "ssh_config").write_text(
         f"IdentityFile {folder}/user\nIdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\n"
     )
-    argv = [
-        *within,
-        "/usr/sbin/sshd",
-        "-D",
-        "-e",
-        "-f",
-        folder / "sshd_config",
-        "-p",
-        str(port),
-        "-o",
-        "ListenAddress=127.0.0.1",
-    ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(argv, stderr=log, stdin=subprocess.DEVNULL)
+    argv = [*within, "/usr/sbin/sshd", "-D", "-e", "-f", folder / "sshd_config", "-o", "ListenAddress=127.0.0.1", "-p"]
+    process, port = _listening(argv, folder / "log")
+    key_type, key, _ = (folder / "host.pub").read_text().split()
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {key_type} {key}\n")
     try:
-        _wait(port)
         yield Sshd(process.pid, port, ("ssh", "-F", os.fspath(folder / "ssh_config")))
     finally:
         process.terminate()
         process.wait()
 
 
-def _wait(port: int) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+def _listening(argv: Sequence[str | Path], log: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """An sshd that listens, and its port: one that was free a moment before, or another where it is no more."""
+    for _ in range(10):
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise TimeoutError(f"no sshd on port {port}")
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        with log.open("wb") as file:
+            process = subprocess.Popen([*argv, str(port)], stderr=file, stdin=subprocess.DEVNULL)
+        while process.poll() is None:
+            if b"Server listening on" in log.read_bytes():
+                return process, port
+            time.sleep(0.02)
+    raise RuntimeError(log.read_text())

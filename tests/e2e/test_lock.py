@@ -307,20 +307,29 @@ def test_overrides_need_uv(smoke: Project) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("seconds", [0.5, 2.0, 3.5])
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 2.0])
 def test_an_interrupted_lock_leaves_the_old_one(smoke: Project, number: signal.Signals, seconds: float) -> None:
+    """`seconds` after it began to ask others."""
     folder = lock_file(smoke).parent
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     edit(smoke, "httpx==0.28.1", "httpx==0.27.2")
     process = smoke.user.popen(
         smoke.argv("lock", "recipes/smoke", "--upgrade-all"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+    while process.poll() is None and not has_children(process.pid):
+        time.sleep(0.01)
     time.sleep(seconds)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
+    if process.returncode == 0:
+        return  # it was done before
     if number != signal.SIGKILL:
         assert (process.returncode, said.strip()) == (130, b"builder: interrupted")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def has_children(pid: int) -> bool:
+    return any((task / "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir())
 
 
 @pytest.mark.parametrize(
