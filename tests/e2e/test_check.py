@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import pytest
 from conftest import HOUSE, User
 from project import STORE, Project, project
 
+from builder import check as checking
+from builder import tree
 from builder.deploy.profile import names
+from builder.store import Store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -110,6 +114,7 @@ def test_what_is_commonly_copied_is_refused_by_rules_and_by_vllm(real: Project, 
     errors = {(row["subject"], row["rule"]) for row in found if row["severity"] == "error"}
     assert {
         ("profile copied", "kv-cache-fp8-backend"),
+        ("profile copied", "kv-cache-fp8-small-blocks"),
         ("profile copied", "variable-block-size"),
         ("profile copied", "variable-num-gpus"),
         ("profile copied", "variable-kv-cache-dtype"),
@@ -126,6 +131,26 @@ def test_what_is_commonly_copied_is_refused_by_rules_and_by_vllm(real: Project, 
     assert "invalid choice: 'float8'" in reasons["profile float8 on the simulated card"]
 
 
+@pytest.mark.full
+def test_what_is_commonly_installed_into_the_real_template(template: Path, tmp_path: Path) -> None:
+    site = "opt/vllm/lib/python3.11/site-packages"
+    for package in ("flashinfer-0.1.5+cu124torch2.4", "torch-2.10.0.dev20251001+cu128", "transformers-5.23.0"):
+        (tmp_path / site / f"{package}.dist-info").mkdir(parents=True)
+        (tmp_path / site / f"{package}.dist-info" / "METADATA").write_text("")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "environment").write_text("PATH=/usr/local/cuda-12.8/bin:$PATH\n")
+    added = {entry.path: entry for entry in tree.scan(tmp_path).entries}
+    with checking.of_template(template, None, Store(STORE)) as subject:
+        below = subject.tree
+        whole = replace(below, entries={**below.entries, **added}, layers=(*below.layers, tmp_path))
+        found = checking.run(replace(subject, tree=whole))
+    errors = {finding.rule: finding.evidence for finding in found if finding.severity is checking.Severity.ERROR}
+    assert errors.keys() == {"flashinfer-version", "package-twice", "etc-environment-dollar"}
+    twice = [finding.what for finding in found if finding.rule == "package-twice"]
+    assert [what.partition(" is")[0] for what in twice] == ["torch", "transformers"]
+    assert errors["etc-environment-dollar"] == "/etc/environment: PATH=/usr/local/cuda-12.8/bin:$PATH"
+
+
 def test_a_small_template_by_its_layers_and_packed(user: User, tiny: Callable[[User], Path]) -> None:
     here = project(user, Path(tempfile.mkdtemp(dir=user.home)), "tiny", store=tiny(user))
     template = here.json("template", "recipes/tiny")["path"]
@@ -134,4 +159,4 @@ def test_a_small_template_by_its_layers_and_packed(user: User, tiny: Callable[[U
     alone = here.with_env(BUILDER_STORE=str(here.folder / "empty")).json("check", template)
     assert made["findings"] == packed["findings"] == alone["findings"]
     assert not made["counts"]["error"]
-    assert {row["rule"] for row in made["findings"]} == {"vllm", "hygiene-elsewhere", "proxmox-start"}
+    assert {row["rule"] for row in made["findings"]} == {"vllm", "packed-file", "hygiene-elsewhere", "proxmox-start"}
