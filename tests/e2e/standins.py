@@ -55,9 +55,16 @@ def tar(top: str, members: Mapping[str, bytes | str], compression: str = "") -> 
 
 
 def driver(version: str) -> bytes:
-    """A driver package with the libraries that a template must have."""
+    """A driver package with the libraries that a template must have, and some of what must stay out of it."""
     listed = ["NVIDIA Driver", version, " ", "nvidia ", " ", " ", "k/", "k/"]
     files: dict[str, bytes | str] = {"LICENSE": b"terms", "nvidia-smi": b"#!smi"}
+    left = ("kernel/nvidia/nv.c", "nvidia_drv.so", f"32/libcuda.so.{version}", "supported-gpus/LICENSE")
+    files |= dict.fromkeys(left, b"left")
+    listed += [
+        "kernel/nvidia/nv.c 0644 KERNEL_MODULE_SRC INHERIT_PATH_DEPTH:1 MODULE:resman",
+        "nvidia_drv.so 0755 XMODULE_SHARED_LIB drivers/ MODULE:xdriver",
+        f"./32/libcuda.so.{version} 0755 CUDA_LIB COMPAT32 / MODULE:gpgpu",
+    ]
     for stem in LIBRARIES:
         files[f"{stem}.so.{version}"] = library(f"{stem}.so.1")
         listed += [
@@ -65,7 +72,11 @@ def driver(version: str) -> bytes:
             f"{stem}.so.1 0000 CUDA_SYMLINK NATIVE / {stem}.so.{version} MODULE:m",
             f"{stem}.so 0000 CUDA_SYMLINK NATIVE / {stem}.so.1 MODULE:m",
         ]
-    listed += ["LICENSE 0444 DOCUMENTATION NVIDIA_GLX-1.0/ MODULE:m", "nvidia-smi 0755 UTILITY_BINARY MODULE:m"]
+    listed += [
+        "LICENSE 0444 DOCUMENTATION NVIDIA_GLX-1.0/ MODULE:m",
+        "supported-gpus/LICENSE 0444 DOCUMENTATION NVIDIA_GLX-1.0/supported-gpus/ MODULE:m",
+        "nvidia-smi 0755 UTILITY_BINARY MODULE:m",
+    ]
     files[".manifest"] = "\n".join([*listed, ""]).encode()
     header = b"#! /bin/sh\nCRCsum=0\nMD5=0\nskip=6\nexit 0\n"
     return header + zstandard.ZstdCompressor().compress(tar(".", files))

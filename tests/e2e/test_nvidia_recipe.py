@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -51,6 +52,8 @@ def test_it_locks_without_a_network_builds_and_changes_its_driver(small: Project
     assert there[f"{LIB}/libcuda.so.{VERSION}"]["mode"] == "0755"
     assert there[f"{LIB}/libcuda.so.1"]["target"] == f"libcuda.so.{VERSION}"
     assert {"usr/bin/nvidia-smi", "usr/share/doc/nvidia-driver/LICENSE", f"{CUDA}/bin/nvcc"} <= there.keys()
+    left = hashlib.sha256(b"left").hexdigest()
+    assert not [path for path, row in there.items() if row.get("sha256") == left]
     for name in components(small.folder / "recipes/smoke"):
         assert there[f"{CUDA}/targets/x86_64-linux/lib/lib{name}.so.12"]["target"] == f"lib{name}.so.12.8.90"
         assert f"{CUDA}/share/doc/{name}/LICENSE" in there
