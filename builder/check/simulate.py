@@ -168,7 +168,8 @@ def _judge(view: View, answer: Mapping[str, Any]) -> Iterator[Finding]:
             reason = f"the simulation was tried with vLLM {_TRIED} alone, and this one ends with: {seen}"
             yield unseen("engine", who, "what vLLM makes of it", reason)
             return
-        what = f"vLLM refuses it: {answer['error']['type']}"
+        kind = answer["error"]["type"]
+        what = "vLLM refuses its options" if kind == "exit" else f"vLLM refuses it: {kind}"
         mend = "take back what the line names; `vllm serve --help` lists the options"
         yield Finding("engine-refused", Severity.ERROR, who, what, seen, mend, source)
         return

@@ -37,6 +37,29 @@ def test_the_holes_of_the_templates_versions_are_told_once_as_notes(make: Make) 
     assert all(finding.mend and "fixed in" in finding.evidence for finding in found)
 
 
+FIXED = {
+    "CVE-2026-22778": "0.14.1",
+    "CVE-2025-62164": "0.11.1",
+    "CVE-2026-22807": "0.14.0",
+    "CVE-2026-24747": "2.10.0",
+    "CVE-2025-59425": "0.11.0",
+    "CVE-2025-62426": "0.11.1",
+    "CVE-2025-62372": "0.11.1",
+    "CVE-2026-22773": "0.12.0",
+    "CVE-2026-53923": "0.23.1",
+    "CVE-2025-30165": "0.11.0",
+    "CVE-2026-27482": "2.54.0",
+}
+"""What was published of the versions that vllm-blackwell locks when it was made."""
+
+
+def test_every_published_hole_is_told_with_its_fix_and_a_way_out(make: Make) -> None:
+    seen = look(make({f"{SITE}/ray-2.49.2.dist-info/METADATA": ""}))
+    found = {finding.rule: finding for finding in holes.known(seen, [])}
+    assert {rule: found[rule].evidence.rpartition("fixed in ")[2] for rule in FIXED} == FIXED
+    assert all("reached when" in finding.what and finding.mend for finding in found.values())
+
+
 def test_a_version_with_the_fix_has_no_hole(make: Make) -> None:
     files = {f"{SITE}/vllm-0.10.2.dist-info/METADATA": None, f"{SITE}/vllm-0.14.1.dist-info/METADATA": ""}
     assert "CVE-2026-22778" not in ids(holes.known(look(make(files)), []))
