@@ -15,6 +15,9 @@ from builder.errors import BuilderError
 from builder.lock.model import Blob, Lock
 from builder.recipe.model import Recipe, Stage
 from builder.stage.kind import Inputs, Kind
+from builder.store.layer import stack_digest
+
+__all__ = ["EMPTY_STACK", "Node", "blobs", "file_digest", "plan", "recipe_digest", "stack_digest"]
 
 LAYER_FORMAT = 1
 """Raised when capture itself changes what a layer holds: enters every key."""
@@ -57,11 +60,6 @@ def plan(recipe: Recipe, lock: Lock, kinds: Mapping[str, Kind]) -> tuple[Node, .
 def blobs(nodes: Sequence[Node]) -> tuple[Blob, ...]:
     """Every locked file that the stages take, once each, in order of first use."""
     return tuple({blob.sha256: blob for node in nodes for blob in node.inputs.blobs}.values())
-
-
-def stack_digest(below: str, layer_digest: str) -> str:
-    """The digest of a stack of layers: all of them matter to the stage above, not only the topmost."""
-    return canonical.digest([below, layer_digest])
 
 
 def _check_taken(recipe: Recipe, lock: Lock, nodes: Sequence[Node]) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
@@ -34,7 +35,7 @@ class Template:
 def current(recipe: Recipe, lock: Lock, nodes: Sequence[Node], store: Store, folder: Path) -> Template | None:
     """The template in `folder` when it is what `nodes` would give, without reading it: by keys and stat data.
 
-    None when a layer is missing, or when it, what lies beside it or its line in `SHA256SUMS` is gone or was changed.
+    None when a layer is missing, or when it, what lies beside it or a line of theirs in `SHA256SUMS` was changed.
     """
     below = EMPTY_STACK
     for node in nodes:
@@ -45,8 +46,9 @@ def current(recipe: Recipe, lock: Lock, nodes: Sequence[Node], store: Store, fol
     path = folder / pack.file_name(recipe.full_name, recipe.version, recipe.distribution.architecture)
     try:
         record = json.loads((store.root / _record(path)).read_text())
-        wanted = {"identity": _identity(recipe, lock, nodes, below), "sha256": pack.listed(path), "stats": _stats(path)}
-        return Template(path, record["sha256"], path.stat().st_size, fresh=False) if record == wanted else None
+        if record != _told(_identity(recipe, lock, nodes, below), path):
+            return None
+        return Template(path, record["sums"][0], path.stat().st_size, fresh=False)
     except (OSError, ValueError):
         return None
 
@@ -81,8 +83,7 @@ def make(
         explain.remember(store, recipe.full_name, node.stage.name, node.full_body(below), node.listing)
         below = stack_digest(below, stage.layer.digest)
     identity = _identity(recipe, lock, [stage.node for stage in built], below)
-    record = {"identity": identity, "sha256": packed.sha256, "stats": _stats(packed.path)}
-    store.write_text(_record(packed.path), json.dumps(record, sort_keys=True))
+    store.write_text(_record(packed.path), json.dumps(_told(identity, packed.path), sort_keys=True))
     return Template(packed.path, packed.sha256, packed.size, fresh=True, seconds=time.monotonic() - started)
 
 
@@ -111,6 +112,11 @@ def _identity(recipe: Recipe, lock: Lock, nodes: Sequence[Node], stack: str) -> 
             "lock": asdict(lock),
         }
     )
+
+
+def _told(identity: str, path: Path) -> dict[str, Any]:
+    """What is kept about the template at `path`, and is the same as long as nobody touched it. Raises OSError."""
+    return {"identity": identity, "sums": [pack.listed(part) for part in pack.parts(path)], "stats": _stats(path)}
 
 
 def _record(path: Path) -> Path:

@@ -12,6 +12,11 @@ from builder.errors import BuilderError
 from builder.tree import Index, changed
 
 
+def stack_digest(below: str, layer_digest: str) -> str:
+    """The digest of a stack of layers: all of them matter to the stage above, not only the topmost."""
+    return canonical.digest([below, layer_digest])
+
+
 @dataclass(frozen=True)
 class Layer:
     """One stage's layer in the store. Its tree is never written to."""
@@ -34,6 +39,14 @@ class Layer:
         except BuilderError:
             return ["index"]
         return changed(index, self.tree) if self.tells(index) else ["meta.json"]
+
+    @property
+    def stack(self) -> str | None:
+        """The `stack_digest` up to this layer, which is `below` in the bodies of those above; None when damaged."""
+        try:
+            return stack_digest(self.facts["body"]["below"], self.digest)
+        except (KeyError, TypeError):
+            return None
 
     def tells(self, index: Index) -> bool:
         """Whether what meta.json says, this object, is true of `index` and of the key."""

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from builder.errors import BuilderError
 from builder.progress import Progress, Silent
 from builder.store import session
 from builder.store.files import guarded, open_unmarked, remove_tree, sha256_of
+from builder.store.layer import Layer
 from builder.store.store import Store, read_layer
 from builder.tree import Index
 
@@ -102,6 +103,7 @@ def gc(store: Store, *, older_than: float | None, max_size: int | None, dry_run:
 def verify(store: Store, *, jobs: int | None = None, progress: Progress | None = None) -> list[Damage]:
     """Read every blob, layer and tool; remove what is damaged and say what it was.
 
+    Layers above a damaged one go too: they may have been made of its damaged files.
     `jobs` files are read at a time (None: one a CPU). Raises BuilderError when something cannot be read or removed.
     """
     items = [item for item in ls(store) if item.kind != "partial"]
@@ -121,12 +123,27 @@ def verify(store: Store, *, jobs: int | None = None, progress: Progress | None =
                     found.append(Damage(item.kind, item.name, what))
         finally:
             pool.shutdown(cancel_futures=True)
+        layers = list(store.layers())
         for item in items[len(blobs) :]:
             what = _tree_damage(item, jobs)
             task.advance(item.size)
             if what is not None:
                 store.remove_folder(item.path)
                 found.append(Damage(item.kind, item.name, what))
+    for layer in _above(layers, {damage.name for damage in found}):
+        store.drop_layer(layer)
+        found.append(Damage("layer", layer.key, "was made over a damaged layer"))
+    return found
+
+
+def _above(layers: Sequence[Layer], damaged: Collection[str]) -> list[Layer]:
+    """Those of `layers` that stand on one whose key is among `damaged`."""
+    stacks = {layer.stack for layer in layers if layer.key in damaged} - {None}
+    rest = [layer for layer in layers if layer.key not in damaged and layer.stack]
+    found: list[Layer] = []
+    while more := [layer for layer in rest if layer not in found and layer.facts["body"]["below"] in stacks]:
+        found += more
+        stacks |= {layer.stack for layer in more}
     return found
 
 

@@ -78,7 +78,7 @@ class Index:
             return cls(tuple(_entry(*row) for row in rows), digest.decode(), stats)
         except OSError as error:
             raise BuilderError(error.strerror or str(error), where=path) from error
-        except (ValueError, TypeError, zstandard.ZstdError) as error:
+        except (ValueError, TypeError, MemoryError, zstandard.ZstdError) as error:
             raise BuilderError(f"damaged index of a layer ({error})", where=path, hint="rebuild the layer") from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from little import Little
 
 from builder.cli import cli
 from builder.errors import BuilderError
@@ -167,6 +168,21 @@ def test_verify_names_and_removes_what_is_damaged(filled: Store, web: Web) -> No
     assert upkeep.verify(filled) == []
     assert filled.has(good)
     assert fetch(filled, [good, bad]).fetched == 1
+
+
+def test_with_a_damaged_layer_go_those_above_it(tmp_path: Path) -> None:
+    """What they were made of may have been damaged already."""
+    little = Little(tmp_path)
+    store = little.store
+    little.fetch(store)
+    little.build(store)
+    (next(store.root.glob("layers/*/*/tree/etc/empty"))).write_text("damaged")
+    other = make_layer(store)
+    assert [damage.what for damage in upkeep.verify(store)] == [
+        "1 members differ, first 'etc/empty'",
+        "was made over a damaged layer",
+    ]
+    assert [layer.key for layer in store.layers()] == [other.key]
 
 
 def test_verify_removes_what_has_no_name(filled: Store) -> None:
