@@ -17,9 +17,8 @@ from builder.stage import KINDS
 def key(recipe: Path, variant: str | None) -> None:
     """Print the digest of RECIPE, its lock, the files that it copies, and the versions of its kinds of stage.
 
-    A CI cache saved under it holds what the next build of the same inputs needs. The store is not looked at. The
-    versions of apt, dpkg and mmdebstrap on this machine are part of it where a stage is of kind debian, whose bytes
-    they write.
+    A CI cache saved under it holds what the next build of the same inputs needs. The store is not looked at, and
+    nothing of this machine is part of it.
 
     \b
     Examples:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from builder.command import run
 from builder.errors import BuilderError, UsageError
 from builder.lock import archive
 from builder.lock.model import DebRequest, Lock, Request
@@ -46,7 +46,7 @@ def _requests(recipe: Recipe, stage: Stage) -> Sequence[Request]:
 
 
 def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
-    """The locked packages, the final sources.list, and the host's tools, whose bytes are part of what they make.
+    """The locked packages and the final sources.list. The host's apt, dpkg and mmdebstrap do not show in the bytes.
 
     Raises UsageError for a stage that is not the first, BuilderError when the lock has no packages for it.
     """
@@ -58,26 +58,18 @@ def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
         "Distribution": recipe.distribution.name,
         "Release": recipe.distribution.release,
         "Sources": archive.sources(recipe.distribution),
-        "HostTools": _host_tools(),
     }
     return Inputs(params, tuple(deb.blob for deb in locked))
-
-
-def _host_tools() -> dict[str, str]:
-    """The versions of the host's programs that write the root."""
-    query = ["dpkg-query", "--show", "--showformat", "${Package} ${Version}\\n", "apt", "dpkg", "mmdebstrap"]
-    try:
-        lines = run(query, env={"PATH": "/usr/bin:/bin"}).decode().splitlines()
-    except BuilderError as error:
-        raise BuilderError(error.what, where="mmdebstrap", hint="run: sudo apt install mmdebstrap") from error
-    return dict(line.split(" ", 1) for line in lines)
 
 
 def _build(context: Context) -> None:
     """Extract the packages with mmdebstrap from a local archive, install them with their own dpkg, then clean up.
 
-    Raises BuilderError when a package's script fails, or when other packages are installed than the locked ones.
+    Raises BuilderError when mmdebstrap is not installed, when a package's script fails, or when other packages are
+    installed than the locked ones.
     """
+    if shutil.which("mmdebstrap") is None:
+        raise BuilderError("is not installed", where="mmdebstrap", hint="run: sudo apt install mmdebstrap")
     params, upper = context.inputs.params, context.upper
     repository = context.scratch / "repo"
     aptrepo.write(repository, context.inputs.blobs, context.blob)
