@@ -19,8 +19,10 @@ settings.register_profile(
 )
 settings.load_profile("tests")
 
-# A job in the background has SIGINT ignored, and so would every program have that a test starts and interrupts.
+# A job in the background has SIGINT ignored, one of nohup(1) SIGHUP; so would all have that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 class Scheduling(LoadScopeScheduling):

@@ -60,22 +60,31 @@ def add_script(of: Project, name: str, script: str, more: str = "") -> None:
 
 def refused(of: Project, *arguments: str, code: int = 1, prefix: tuple[str, ...] = ()) -> str:
     """The one line that a command which must fail says, after a look that it left no trace."""
-    stamp = of.folder / "stamp"
-    stamp.touch()
+    before = files(of)
     done = of.builder(*arguments, prefix=prefix)
     said = done.stderr.decode()
     assert (done.returncode, done.stdout) == (code, b""), said
     assert re.fullmatch(r"builder: [^\n]+\n", said), said
-    assert newer(of, stamp) == []
+    after = files(of)
+    assert [path for path, state in after.items() if before.get(path) != state] == []
     assert list((of.store / "tmp").glob("session-*")) == []
     return said
 
 
-def newer(of: Project, stamp: Path) -> list[Path]:
-    """Files of project and store that are newer than `stamp`, but for those in the store's temporary folder."""
-    found = [path for top in (of.folder, of.store) for path in top.rglob("*") if path.is_file()]
-    since = stamp.stat().st_mtime_ns
-    return [path for path in found if path.lstat().st_mtime_ns > since and of.store / "tmp" not in path.parents]
+def files(of: Project) -> dict[Path, tuple[int, ...]]:
+    """The state of each file of project and store, but for those in the store's temporary folder.
+
+    What a build uses it marks by its time: blobs, and layers by their meta.json.
+    """
+    found = [path for top in (of.folder, of.store) for path in top.rglob("*") if of.store / "tmp" not in path.parents]
+    states = ((path, path.lstat()) for path in found if not path.is_dir())
+    return {
+        path: (state.st_ino, state.st_size, 0 if is_marked(of, path) else state.st_mtime_ns) for path, state in states
+    }
+
+
+def is_marked(of: Project, path: Path) -> bool:
+    return of.store / "blobs" in path.parents or path.name == "meta.json"
 
 
 def told(line: str) -> list[str]:
