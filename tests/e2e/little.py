@@ -40,8 +40,8 @@ def base(context: Context) -> None:
     top = context.upper
     for folder in ("etc", "usr/lib", "var/cache"):
         (top / folder).mkdir(parents=True)
-    for number, blob in enumerate(context.inputs.blobs):
-        (top / f"usr/lib/data-{number}").write_bytes(context.blob(blob).read_bytes())
+    for blob in context.inputs.blobs:
+        (top / "usr/lib" / blob.filename).write_bytes(context.blob(blob).read_bytes())
     (top / "etc/conf").write_text("plain\n")
     (top / "etc/empty").touch()
     (top / "etc/gone").write_text("hidden by the stage above")
@@ -50,27 +50,30 @@ def base(context: Context) -> None:
     (top / "usr/lib/setuid").chmod(0o4755)
     os.setxattr(top / "usr/lib/setuid", "user.origin", b"little")
     os.link(top / "etc/conf", top / "etc/same")
-    (top / "etc/link").symlink_to("../usr/lib/data-0")
+    (top / "etc/link").symlink_to("../usr/lib/source-0")
     os.mkfifo(top / "var/fifo")
     (top / "var/cache").chmod(0o1777)
 
 
 def above(context: Context) -> None:
-    """What is made of the layer below, and a file of it hidden."""
+    """What is made of the layer below and of a locked file, and a file of the layer below hidden."""
     (context.upper / "etc").mkdir()
     conf = context.lower("/etc/conf")
     assert conf is not None
     (context.upper / "etc/made").write_bytes(conf.read_bytes() * 2)
+    (blob,) = context.inputs.blobs
+    (context.upper / "etc/data").write_bytes(context.blob(blob).read_bytes())
     os.mknod(context.upper / "etc/gone", stat.S_IFCHR, os.makedev(0, 0))
 
 
-def _takes_all(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
-    return Inputs({}, blobs=tuple(lock.urls.values()) if stage.kind == "base" else ())
+def _takes(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
+    blobs = tuple(lock.urls.values())
+    return Inputs({}, blobs=blobs[:2] if stage.kind == "base" else blobs[2:])
 
 
 KINDS = {
-    "base": Kind("base", 1, "", (), lambda *_: (), _takes_all, base),
-    "above": Kind("above", 1, "", (), lambda *_: (), _takes_all, above),
+    "base": Kind("base", 1, "", (), lambda *_: (), _takes, base),
+    "above": Kind("above", 1, "", (), lambda *_: (), _takes, above),
 }
 
 

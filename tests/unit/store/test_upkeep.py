@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from click.testing import CliRunner
-from little import Little
+from little import KINDS, Little
 
 from builder.cli import cli
 from builder.errors import BuilderError
 from builder.progress import Silent
-from builder.store import Store, bundle, fetch, upkeep
+from builder.stage.kind import Context
+from builder.store import Store, bundle, fetch, session, upkeep
 
 from .conftest import Web, blob, files
 from .test_store import KEY, make_layer
@@ -109,8 +113,6 @@ def test_what_a_killed_builder_used_may_go(filled: Store) -> None:
 
 
 def test_old_partial_downloads_go_and_running_ones_stay(filled: Store) -> None:
-    import fcntl
-
     for name in ("a" * 64, "b" * 64):
         (filled.root / "tmp/partial" / name).write_bytes(b"x")
         age(filled.root / "tmp/partial" / name, 40)
@@ -146,6 +148,67 @@ def test_collecting_beside_builders_never_takes_what_they_use(store: Store, tmp_
             collected += len(upkeep.gc(store, older_than=None, max_size=0).removed)
     assert (one.returncode, two.returncode) == (0, 0)
     assert collected
+
+
+def test_collecting_in_a_stage_leaves_to_the_later_ones_what_they_need(tmp_path: Path) -> None:
+    """`builder build` of what an earlier `builder fetch` brought in."""
+    expected = fetched(Little(tmp_path / "undisturbed")).build
+
+    def base_with_gc(context: Context) -> None:
+        KINDS["base"].build(context)
+        collected.append(upkeep.gc(little.store, older_than=0, max_size=0))
+
+    collected: list[upkeep.Collected] = []
+    kinds = {**KINDS, "base": replace(KINDS["base"], build=base_with_gc)}
+    little = fetched(Little(tmp_path / "little", kinds))
+    unused = little.store.add_stream([b"unused"])
+    assert little.build(little.store).sha256 == expected(Store(tmp_path / "undisturbed/store")).sha256
+    assert [[item.name for item in done.removed] for done in collected] == [[unused]]
+
+
+def fetched(little: Little) -> Little:
+    little.folder.mkdir()
+    little.fetch(little.store)
+    return little
+
+
+def test_collecting_between_any_two_steps_of_a_builder(tmp_path: Path) -> None:
+    """Whatever function of store or build comes next, gc is first: what `builder template` does goes on unharmed."""
+    little, other = Little(tmp_path), Store(tmp_path / "store")
+    counts = {"runs": 0, "removed": 0}
+
+    def collect(frame: FrameType, event: str, arg: object) -> None:
+        module = frame.f_globals.get("__name__", "")
+        if event != "call" or not module.startswith(("builder.store", "builder.build")):
+            return
+        sys.setprofile(None)
+        try:
+            with session.locked(other.root, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                pass
+            counts["runs"] += 1
+            counts["removed"] += len(upkeep.gc(other, older_than=0, max_size=0).removed)
+        except BlockingIOError:  # this very builder holds the lock, and gc would wait
+            pass
+        finally:
+            sys.setprofile(collect)
+
+    made = []
+    other.folder()
+    for _ in range(2):
+        store = little.store
+        sys.setprofile(collect)
+        try:
+            little.fetch(store)
+            made.append(little.build(store).sha256)
+        finally:
+            sys.setprofile(None)
+        assert all(store.has(blob) for blob in little.blobs)
+        assert len(list(store.layers())) == 2
+        assert upkeep.verify(store) == []
+        store.close()
+    assert made[0] == made[1]
+    assert counts["runs"] > 100
+    assert counts["removed"] > 0
 
 
 def test_verify_names_and_removes_what_is_damaged(filled: Store, web: Web) -> None:
