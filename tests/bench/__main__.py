@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from builder.recipe.model import Recipe
 from builder.stage import KINDS
 from builder.store import Store, default_root
 from builder.store.tools import tool, tool_blobs
+from tests.bench.machine import machine
 
 HOUSE = Path(__file__).parents[2]
 
@@ -160,21 +160,6 @@ def measure_into(argv: Sequence[str], output: Any, env: dict[str, str]) -> Took:
     if status:
         sys.exit(f"bench: builder build: status {status}")
     return Took(time.monotonic() - started, usage.ru_maxrss)
-
-
-def machine() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HOUSE, capture_output=True, text=True, check=True)
-    memory = next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":unknown")
-    return {
-        "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "cpus": os.cpu_count(),
-        "cpu": model.partition(":")[2].strip(),
-        "memory_kib": int(memory),
-        "kernel": platform.release(),
-        "load_before": os.getloadavg()[0],
-    }
 
 
 def main() -> None:

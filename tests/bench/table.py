@@ -18,17 +18,21 @@ run on one machine, whose absolute times vary from day to day.
 """
 
 
+def where(about: dict[str, Any]) -> str:
+    """The machine, the day and the commit of a measurement, as text."""
+    return (
+        f"{about['date']}, {about['cpus']} CPUs ({about['cpu']}), {about['memory_kib'] // 1024**2} GiB, Linux "
+        f"{about['kernel']}, load {about['load_before']:.1f} before, commit {about['commit'][:12]}"
+    )
+
+
 def bench(figures: dict[str, Any]) -> Iterator[str]:
-    about = figures["machine"]
     hand = figures["by_hand_s"]
     ours = figures["builder_s"]
     size = figures["size"]
     yield f"## {figures['recipe']} against the by-hand way"
     yield ""
-    yield (
-        f"{about['date']}, {about['cpus']} CPUs ({about['cpu']}), {about['memory_kib'] // 1024**2} GiB, Linux "
-        f"{about['kernel']}, load {about['load_before']:.1f} before, commit {about['commit'][:12]}."
-    )
+    yield f"{where(figures['machine'])}."
     yield ""
     yield "| | by hand | builder | ratio |"
     yield "|---|---|---|---|"
@@ -50,11 +54,12 @@ def bench(figures: dict[str, Any]) -> Iterator[str]:
 def proofs(figures: dict[str, Any]) -> Iterator[str]:
     yield "## Proofs on the real templates"
     yield ""
-    yield "| what | found |"
-    yield "|---|---|"
-    for name, found in figures.items():
-        rows = found.items() if isinstance(found, dict) else [("", found)]
-        yield f"| {name} | {', '.join(f'{key} {value}'.strip() for key, value in rows)} |"
+    yield "| what | found | when and where |"
+    yield "|---|---|---|"
+    for name, row in figures.items():
+        found = row["found"] if isinstance(row["found"], dict) else {"": row["found"]}
+        told = ", ".join(f"{key} {value}".strip() for key, value in found.items())
+        yield f"| {name} | {told} | {where(row['machine'])} |"
     yield ""
 
 

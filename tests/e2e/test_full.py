@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HOUSE, User
+from conftest import HOUSE, MIRROR, User
 from container import Bridge, booted, new_bridge
 from dockerd import private_dockerd
-from project import STORE, Project, project
+from project import NETWORK, STORE, Project, project, seed
+
+from tests.bench.machine import machine
 
 pytestmark = [
     pytest.mark.e2e,
@@ -40,16 +43,37 @@ body = json.dumps({"model": "tiny", "prompt": "hello", "max_tokens": 8}).encode(
 request = urllib.request.Request("http://127.0.0.1:8000/v1/completions", body, {"Content-Type": "application/json"})
 print(json.load(urllib.request.urlopen(request, timeout=60))["usage"]["completion_tokens"])
 """
+TRIXIE = "mmdebstrap,uidmap,zstd,dpkg-dev,debian-archive-keyring,gpgv,python3,python3-venv,ca-certificates"
+TOOLS = ["dpkg-query", "--show", "--showformat", "${Package} ${Version} ", "apt", "dpkg", "mmdebstrap", "python3"]
+ENTER = """
+mount --bind "$0" "$0"
+cd "$0"
+mount -t proc proc proc
+mount --rbind /sys sys
+mount --rbind /dev dev
+pivot_root . mnt
+umount --lazy /mnt
+cd /root/project
+exec "$@"
+"""
+CERTIFICATES = Path("etc/ssl/certs/ca-certificates.crt")
 Measure = Callable[[str, Any], None]
 
 
 @pytest.fixture(scope="module")
 def measure() -> Iterator[Measure]:
-    """Keeps figures by name; written to $BUILDER_MEASURED, a JSON file, at the end."""
+    """Keeps figures by name, each with the machine and the commit; $BUILDER_MEASURED, a JSON file, gets them too."""
+    about = machine()
     figures: dict[str, Any] = {}
-    yield figures.__setitem__
+
+    def keep(name: str, found: Any) -> None:
+        figures[name] = {"found": found, "machine": about}
+
+    yield keep
     if place := os.environ.get("BUILDER_MEASURED"):
-        Path(place).write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+        path = Path(place)
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(earlier | figures, indent=1, sort_keys=True) + "\n")
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +168,32 @@ def test_the_same_bytes_in_other_surroundings(
     states = {row["variation"]: row["state"] for row in told["variations"]}
     measure(f"{recipe} again", {"sha256": told["sha256"], **states})
     assert set(states.values()) == {"same"}
+
+
+def test_a_debian_13_host_gives_the_same_bytes(here: Project, tmp_path: Path, measure: Measure) -> None:
+    """smoke by the tools of a Debian 13 root, set up there as on any machine, in a store that holds no layer."""
+    root = tmp_path / "trixie"
+    argv = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={TRIXIE}", "trixie", str(root), MIRROR]
+    subprocess.run(argv, check=True, capture_output=True)
+    for path in ("etc/resolv.conf", CERTIFICATES):
+        shutil.copy(Path("/", path), root / path)
+    theirs = root / "root/project"
+    for name in ("builder", "recipes", "locks", "scripts"):
+        shutil.copytree(HOUSE / name, theirs / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(HOUSE / name, theirs)
+    seed(root / "root/.cache/builder", HOUSE, ["smoke"])
+
+    def run(*argv: str) -> str:
+        words = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "sh", "-euc", ENTER]
+        env = {**NETWORK, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8", "YES": "1"}
+        done = subprocess.run([*words, str(root), *argv], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("scripts/setup")
+    made = json.loads(run(".venv/bin/builder", "build", "recipes/smoke", "--json"))
+    ours = here.json("template", "recipes/smoke")
+    same = made["sha256"] == ours["sha256"]
+    measure("smoke on a Debian 13 host", {"sha256": made["sha256"], "same": same, "with": run(*TOOLS).strip()})
+    assert same
