@@ -247,15 +247,27 @@ def uv_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store.path(blob.sha256)
 
 
+@pytest.fixture(scope="session")
+def base(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The layers of a store that has `debian`, the one below those that tests build."""
+    folder = tmp_path_factory.mktemp("base")
+    bench = Bench(debian, folder, Store(folder / "store"))
+    bench.build()
+    return folder / "store/layers"
+
+
 @pytest.fixture
-def new_bench(debian: Path, uv_wheel: Path, tmp_path: Path) -> Callable[[str], Bench]:
-    """Makes a `Bench` whose store lies in the folder of the given name; all share the recipe's folder."""
+def new_bench(debian: Path, base: Path, uv_wheel: Path, tmp_path: Path) -> Callable[[str], Bench]:
+    """Makes a `Bench` whose store lies in the folder of the given name; all share the recipe's folder and `base`."""
 
     def make(name: str) -> Bench:
         folder = tmp_path / "recipe"
         folder.mkdir(exist_ok=True)
         bench = Bench(debian, folder, Store(tmp_path / name))
         bench.store.add(uv_wheel)
+        for layer in base.glob("*/*"):
+            target = bench.store.folder("layers", layer.parent.name) / layer.name
+            target.symlink_to(layer)
         return bench
 
     return make
