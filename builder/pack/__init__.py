@@ -17,7 +17,7 @@ from builder.pack.manifest import FORM
 from builder.pack.rights import May, Part, read_on, strictest
 from builder.pack.segment import FORMAT, cut
 from builder.pack.verify import Checked, verify
-from builder.pack.write import DamagedFrameError, Earlier, write_template
+from builder.pack.write import DamagedTemplateError, Earlier, write_template
 from builder.progress import Progress, Silent
 from builder.recipe.model import Target
 
@@ -82,8 +82,8 @@ def pack(
 
     Beside it: `.manifest.json`, `.cdx.json` (CycloneDX 1.6) and a line in `SHA256SUMS`. The bytes depend on the
     merged tree, `level` (zstd's) and the locked compressor alone, not on `jobs` (threads; None: one a CPU) or
-    `previous`: a template whose manifest lies beside it, from which frames that are still the same are copied
-    after their hash was checked, so that unchanged files are not read.
+    `previous`: a template with its manifest and its line in `SHA256SUMS`, from which frames that are still the same
+    are copied, so that unchanged files are not read.
     Raises BuilderError when a layer's file is not what its index says, the disk is full or `dest` cannot be written;
     then `dest` is as it was.
     """
@@ -94,11 +94,11 @@ def pack(
     members = content.gather(layers)
     segments = tuple(cut(members, level))
     with publish.workplace(dest) as scratch:
-        earlier = None if previous is None else Earlier.load(previous, _manifest_of(previous))
+        earlier = None if previous is None else _known(previous)
         place = scratch / template
         try:
             written = write_template(place, segments, level, jobs, earlier, progress)
-        except DamagedFrameError:
+        except DamagedTemplateError:
             progress.say(f"{previous} is damaged: not used, packing everything again")
             place.unlink()
             written = write_template(place, segments, level, jobs, None, progress)
@@ -166,6 +166,10 @@ def newest(dest: Path, name: str, architecture: str) -> Path | None:
     """The template `name` that was made last in the folder `dest`, whatever its version; None when there is none."""
     found = [path for path in dest.glob(f"{name}_*_{architecture}{_SUFFIX}") if _manifest_of(path).exists()]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def _known(previous: Path) -> Earlier | None:
+    return Earlier.load(previous, _manifest_of(previous), publish.read_sums(previous.parent))
 
 
 def _manifest_of(template: Path) -> Path:

@@ -15,7 +15,7 @@ from builder.pack.write import Written
 from builder.recipe.model import Target
 from builder.tree import Entry
 
-FORM = 3
+FORM = 4
 """Raised when manifest or bill of materials would tell more of the same template, which is then told anew."""
 
 _OF_VENV = ("name", "path", "python", "requirements")
@@ -34,7 +34,7 @@ def render(
 ) -> str:
     """The manifest as JSON: one line a setting, a stage, a frame and a file, so that two of them compare with diff.
 
-    `frames` holds ``[identity, offset, length, sha256, bytes of tar]``. A file is an object of path, type, mode
+    `frames` holds ``[identity, offset, length, bytes of tar]``. A file is an object of path, type, mode
     (octal), uid, gid, mtime and, where it has them, size, sha256, target, xattrs (hexadecimal) and sparse.
     """
     head = {

@@ -64,7 +64,7 @@ def chunks(fd: int) -> Iterator[bytes]:
         yield chunk
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
     """Write all of `data` (write(2) may take less at a time). Raises OSError."""
     view = memoryview(data)
     while view:

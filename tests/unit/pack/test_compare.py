@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import random
 import os
 import tarfile
 from collections.abc import Callable
@@ -234,7 +235,7 @@ def test_diff_of_a_template_with_itself(template: Path) -> None:
 def test_diff_by_stage_deb_wheel_file_and_size(root: Path, template: Path, tmp_path: Path) -> None:
     (root / "usr/bin/tool").chmod(0o755)
     (root / "fifo").unlink()
-    (root / "usr/new [red]").write_bytes(b"12345")
+    (root / "usr/new [red]").write_bytes(random.Random(1).randbytes(5000))
     settle(root)
     info = replace(
         INFO,
