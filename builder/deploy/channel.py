@@ -6,6 +6,7 @@ import os
 import re
 import selectors
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -89,7 +90,7 @@ class Ssh:
     _sockets: list[str] = field(init=False, repr=False)  # of the connections, the newest last
 
     def __post_init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="builder-ssh-")
+        self._folder = _own_folder()
         self._sockets = [f"{self._folder.name}/0"]
         weakref.finalize(self, _close, self._command(), self._sockets, self.host, _ssh_env())
 
@@ -158,6 +159,16 @@ class Ssh:
     def _command(self) -> list[str]:
         port = () if self.port is None else ("-p", str(self.port))
         return [*self.program, *_OPTIONS, "-l", self.user, *port]
+
+
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """A new folder, its name with the process in it; this user's of processes that were killed are removed."""
+    for left in Path(tempfile.gettempdir()).glob("builder-ssh-*-*"):
+        process = left.name.split("-")[2]
+        with suppress(OSError):
+            if not Path("/proc", process).exists() and left.lstat().st_uid == os.geteuid():
+                shutil.rmtree(left)
+    return tempfile.TemporaryDirectory(prefix=f"builder-ssh-{os.getpid()}-")
 
 
 def _ssh_env() -> dict[str, str]:

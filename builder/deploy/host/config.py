@@ -146,6 +146,18 @@ def add_raw(ctid: int, lines: Sequence[str]) -> tuple[str, ...]:
     return ("flock", "-w", "10", lock, "sh", "-euc", _ADD_RAW, "sh", f"/etc/pve/lxc/{ctid}.conf", *lines)
 
 
+_SET = """\
+conf=$1 new=$1.tmp.$$
+{ sed -e '/^\\[/,$d' -e "/^$2:/d" "$conf"; printf '%s: %s\\n' "$2" "$3"; sed -n '/^\\[/,$p' "$conf"; } > "$new"
+mv -f "$new" "$conf\""""
+
+
+def set_key(ctid: int, key: str, value: str) -> tuple[str, ...]:
+    """The command that sets a key as `add_raw` adds lines, for what `pct set` refuses for another key's sake."""
+    lock = f"/run/lock/lxc/pve-config-{ctid}.lock"
+    return ("flock", "-w", "10", lock, "sh", "-euc", _SET, "sh", f"/etc/pve/lxc/{ctid}.conf", key, value)
+
+
 def raw_line(text: str) -> str:
     """A raw line as Proxmox writes it. Raises UsageError when it is none."""
     found = _RAW.fullmatch(text)

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ class Lxc:
 
     @property
     def name(self) -> str:
-        return "lxc" if self.root == ROOT else f"lxc{str(self.root).replace('/', '-')}"
+        """For another folder than LXC's own its path, and what tells /a/b from /a-b."""
+        path = str(self.root)
+        return "lxc" if self.root == ROOT else f"lxc{path.replace('/', '-')}-{sha256(path.encode()).hexdigest()[:8]}"
 
     @property
     def capabilities(self) -> Capabilities:

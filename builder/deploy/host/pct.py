@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -145,8 +146,13 @@ class Pct:
         pve.do(self.shell, ctid, "pct", "set", str(ctid), "--description", description, "--tags", ";".join(tags))
 
     def set_onboot(self, ctid: int, onboot: bool) -> None:
-        """Whether it starts with the host."""
-        pve.do(self.shell, ctid, "pct", "set", str(ctid), "--onboot", f"{onboot:d}")
+        """Whether it starts with the host; also of one whose card is away, for which Proxmox refuses every change."""
+        done = self.shell.do("pct", "set", str(ctid), "--onboot", f"{onboot:d}", timeout=600)
+        if done.status == 0:
+            return
+        if not re.search(rb"Device \S+ does not exist", done.err):
+            raise explain.failure(done, ctid)
+        self.shell.do(*config.set_key(ctid, "onboot", f"{onboot:d}"), timeout=60).check()
 
     def start(self, ctid: int) -> None:
         """Done when its init runs; one that runs already is left alone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -104,6 +105,24 @@ def test_what_a_disk_that_hangs_keeps_from_ending_is_not_waited_for(monkeypatch:
     monkeypatch.setattr(os, "killpg", lambda pid, number: sent.append(number))
     channel._end(SimulatedProcess())  # type: ignore[arg-type]
     assert sent == [signal.SIGTERM, signal.SIGKILL]
+
+
+def test_folders_for_sockets_go_with_their_process_or_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name in (f"builder-ssh-{ended.pid}-a", f"builder-ssh-{os.getppid()}-b", "builder-other-1-c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0").touch()
+    made = channel._own_folder()
+    own = Path(made.name).name
+    assert own.startswith(f"builder-ssh-{os.getpid()}-")
+    names = {f"builder-ssh-{os.getppid()}-b", "builder-other-1-c"}
+    assert {path.name for path in tmp_path.iterdir()} == {own, *names}
+    made.cleanup()
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_the_terminals_signals_do_not_reach_the_command() -> None:

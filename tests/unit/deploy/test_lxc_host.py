@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from builder.deploy.host import lxc_config
 from builder.deploy.host.lxc import Lxc
 from builder.deploy.host.lxc_config import Machine
+from builder.deploy.journal import folder_name
 from builder.deploy.model import Container, Device, Mark, Network, Settings
 from builder.deploy.shell import Done, Shell
 from builder.errors import BuilderError
@@ -269,7 +270,10 @@ class TestGuests:
 
     def test_the_name_of_a_host_fits_a_file(self) -> None:
         assert lxc()[0].name == "lxc"
-        assert Lxc(Shell(SimulatedMachine()), Path("/srv/lxc")).name == "lxc-srv-lxc"
+        places = ("/srv/lxc", "/srv-lxc", "/srv_lxc", "/srv+lxc")
+        names = [folder_name(Lxc(Shell(SimulatedMachine()), Path(place)).name) for place in places]
+        assert names[0].startswith("lxc-srv-lxc-")
+        assert len(set(names)) == len(places)
 
 
 class TestProblems:

@@ -447,6 +447,28 @@ def test_raw_lines_go_before_the_sections_and_once(tmp_path: Path, times: int) -
     assert rest == told("941.conf").partition("[pve:pending]\n")[2] + f"{MOUNT}\n"
 
 
+@pytest.mark.parametrize("before", ["", "onboot: 0\n"])
+def test_a_container_whose_card_is_away_can_be_kept_from_starting_at_boot(tmp_path: Path, before: str) -> None:
+    away = failed("Device /dev/nvidia1 does not exist")
+    host, channel = pct({"pct set 941 --onboot": [away], "flock": [""]})
+    host.set_onboot(941, True)
+    conf = tmp_path / "941.conf"
+    conf.write_text(before + told("941.conf"))
+    ran = config.set_key(941, "onboot", "1")
+    assert channel.ran[-1] == " ".join(ran)
+    subprocess.run([str(conf) if word == "/etc/pve/lxc/941.conf" else word for word in ran[4:]], check=True)
+    old, new = config.parse(told("941.conf")), config.parse(conf.read_text())
+    assert new == replace(old, keys={**old.keys, "onboot": "1"})
+    assert conf.read_text().partition("[pve:pending]")[2] == told("941.conf").partition("[pve:pending]")[2]
+
+
+def test_a_change_that_is_refused_for_another_reason_is_told() -> None:
+    host, channel = pct({"pct set 941 --onboot": [failed("CT is locked (backup)")]})
+    with pytest.raises(BuilderError, match="wait until its backup is over"):
+        host.set_onboot(941, True)
+    assert channel.changes() == ["pct set 941 --onboot 1"]
+
+
 # start and stop
 
 
