@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import random
 import os
+import random
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -261,7 +261,7 @@ def test_diff_by_stage_deb_wheel_file_and_size(root: Path, template: Path, tmp_p
     assert ["wheel", "vllm", "0.10.2", "2" * 12, "0.10.2", "4" * 12] in rows
     assert ["url", "model", "model.bin"] in rows
     assert ["file", "usr/bin/tool", "mode", "4755", "mode", "0755"] in rows
-    assert ["file", "usr/new", "[red]", "file", "5", "B"] in rows
+    assert ["file", "usr/new", "[red]", "file", "4.9", "KiB"] in rows
 
 
 def test_diff_without_a_manifest_names_it(template: Path, tmp_path: Path) -> None:
