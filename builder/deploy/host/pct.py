@@ -71,13 +71,14 @@ class Pct:
         for folder in container.models:
             if self.shell.ask("test", "-d", folder.source).status != 0:
                 found.append(f"folder {folder.source} is not on the host: make it, or correct Models")
-        found += self._storage_problems(container)
-        found += _told(lambda: self._refuse_leftovers(ctid))
+        every = self.storages()
+        found += self._storage_problems(every, container)
+        found += _told(lambda: self._refuse_leftovers(ctid, every))
         return tuple(dict.fromkeys(found))
 
     def find_upload(self, name: str, sha256: str) -> str | None:
         """The volume with this content under `name`, or under the name it got when that was taken."""
-        return volumes.find(self.shell, name, sha256)
+        return volumes.find(self.shell, self.storages(), name, sha256)
 
     def can_link(self, template: int, storage: str | None) -> bool:
         """Whether the template's storage has linked clones, and is the one that is wanted: they lie where it does."""
@@ -106,8 +107,9 @@ class Pct:
         ctid = container.ctid
         if container.root_gib < 1:
             raise UsageError("a root disk needs 1 GiB or more", where=f"container {ctid}", hint="set RootGiB")
-        self._refuse_leftovers(ctid)
-        rootfs = f"{volumes.root_storage(self.shell, container).name}:{container.root_gib}"
+        every = self.storages()
+        self._refuse_leftovers(ctid, every)
+        rootfs = f"{volumes.root_storage(every, container).name}:{container.root_gib}"
         own = ("--rootfs", rootfs, "--unprivileged", f"{container.unprivileged:d}")
         pve.do(self.shell, ctid, "pct", "create", str(ctid), volume, *own, *self._options(settings), timeout=_COPY)
         self._add_raw(settings)
@@ -119,7 +121,7 @@ class Pct:
     def clone(self, template: int, container: Container, *, full: bool, description: str) -> None:
         """Proxmox locks a template for the whole copy and refuses a second one at once: that waits here."""
         ctid, deadline = container.ctid, time.monotonic() + _TURN
-        self._refuse_leftovers(ctid)
+        self._refuse_leftovers(ctid, self.storages())
         while True:
             done = self.shell.do(*self._clone(template, container, full, description), timeout=_COPY)
             if done.status == 0:
@@ -258,9 +260,9 @@ class Pct:
             what = f"Proxmox does not take the raw line {refused[0]!a}"
             raise BuilderError(what, where=f"container {ctid}", hint="`man lxc.container.conf` has the keys")
 
-    def _refuse_leftovers(self, ctid: int) -> None:
+    def _refuse_leftovers(self, ctid: int, every: Sequence[Storage]) -> None:
         """A half-made container is removed with all volumes of its id: there must be none from before."""
-        found = volumes.leftovers(self.shell, ctid) if self._config(ctid) is None else ()
+        found = volumes.leftovers(self.shell, every, ctid) if self._config(ctid) is None else ()
         if found:
             hint = f"if nobody needs them: `pvesm free {found[0]}` on the host"
             what = f"volumes of an earlier container with this id are there: {', '.join(found)}"
@@ -293,9 +295,9 @@ class Pct:
             return [f"MTU {mtu} is above {found.text}, that of bridge {bridge}: lower it, or raise the bridge's"]
         return []
 
-    def _storage_problems(self, container: Container) -> list[str]:
+    def _storage_problems(self, every: Sequence[Storage], container: Container) -> list[str]:
         try:
-            storage = volumes.root_storage(self.shell, container)
+            storage = volumes.root_storage(every, container)
         except BuilderError as error:
             return [str(error)]
         free = storage.free / volumes.GIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from builder.deploy.host import pve
@@ -40,9 +41,8 @@ def storages(shell: Shell) -> tuple[Storage, ...]:
     )
 
 
-def root_storage(shell: Shell, container: Container) -> Storage:
-    """Where the root disk goes. Raises BuilderError when the one asked for, or any, cannot have it."""
-    every = storages(shell)
+def root_storage(every: Sequence[Storage], container: Container) -> Storage:
+    """Where of `every` the root disk goes. Raises BuilderError when the one asked for, or any, cannot have it."""
     fit = [storage for storage in every if storage.containers and storage.active]
     if container.storage is None:
         if not fit:
@@ -56,10 +56,10 @@ def root_storage(shell: Shell, container: Container) -> Storage:
     return named
 
 
-def leftovers(shell: Shell, ctid: int) -> tuple[str, ...]:
-    """Volumes that carry the id of a container that is not there any more."""
+def leftovers(shell: Shell, every: Sequence[Storage], ctid: int) -> tuple[str, ...]:
+    """Volumes on `every` that carry the id of a container that is not there any more."""
     found: list[str] = []
-    for storage in storages(shell):
+    for storage in every:
         if storage.active and storage.containers:
             lines = shell.ask("pvesm", "list", storage.name, "--vmid", str(ctid)).check().text.splitlines()[1:]
             rows = [line.split() for line in lines]
@@ -67,9 +67,9 @@ def leftovers(shell: Shell, ctid: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def find(shell: Shell, name: str, sha256: str) -> str | None:
-    """The volume with this content under `name`, or under the name it gets when that is taken."""
-    for storage in storages(shell):
+def find(shell: Shell, every: Sequence[Storage], name: str, sha256: str) -> str | None:
+    """The volume on `every` with this content under `name`, or under the name it gets when that is taken."""
+    for storage in every:
         if storage.active and storage.templates:
             for volume in _templates(shell, storage.name):
                 own = volume.partition(_CONTENT)[2] in (name, _other_name(name, sha256))
@@ -83,9 +83,10 @@ def upload(shell: Shell, file: Path, sha256: str) -> str:
 
     Raises BuilderError when there is no room, or it did not arrive as it is.
     """
-    if (found := find(shell, file.name, sha256)) is not None:
+    every = storages(shell)
+    if (found := find(shell, every, file.name, sha256)) is not None:
         return found
-    storage = _template_storage(shell, file.stat().st_size)
+    storage = _template_storage(every, file.stat().st_size)
     volume = f"{storage}:{_CONTENT}{file.name}"
     if volume in _templates(shell, storage):
         volume = f"{storage}:{_CONTENT}{_other_name(file.name, sha256)}"
@@ -118,9 +119,9 @@ def _part(path: str, sha256: str) -> str:
     return f"{path}.{sha256[:12]}.part"
 
 
-def _template_storage(shell: Shell, size: int) -> str:
+def _template_storage(every: Sequence[Storage], size: int) -> str:
     """The storage for a template's file: `local` where it can be, else the one with most room."""
-    fit = [storage for storage in storages(shell) if storage.templates and storage.active]
+    fit = [storage for storage in every if storage.templates and storage.active]
     if not fit:
         raise BuilderError("no storage of the host takes templates", hint="allow `vztmpl` on one: `pvesm set`")
     roomy = [storage for storage in fit if storage.free > size]
