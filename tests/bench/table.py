@@ -22,7 +22,7 @@ def where(about: dict[str, Any]) -> str:
     """The machine, the day and the commit of a measurement, as text."""
     return (
         f"{about['date']}, {about['cpus']} CPUs ({about['cpu']}), {about['memory_kib'] // 1024**2} GiB, Linux "
-        f"{about['kernel']}, load {about['load_before']:.1f} before, commit {about['commit'][:12]}"
+        f"{about['kernel']}, commit {about['commit'][:12]}"
     )
 
 
@@ -32,7 +32,7 @@ def bench(figures: dict[str, Any]) -> Iterator[str]:
     size = figures["size"]
     yield f"## {figures['recipe']} against the by-hand way"
     yield ""
-    yield f"{where(figures['machine'])}."
+    yield f"{where(figures['machine'])}, load {figures['machine']['load_before']:.1f} before."
     yield ""
     yield "| | by hand | builder | ratio |"
     yield "|---|---|---|---|"
