@@ -89,14 +89,15 @@ class Store:
 
     def folder(self, *parts: str) -> Path:
         """The folder of these names in the store, made where missing, with the owner of the store's folder."""
-        self.root.mkdir(parents=True, exist_ok=True)
         path = self.root
-        for part in parts:
-            path = path / part
-            if not path.is_dir():
-                path.mkdir(exist_ok=True)
-                self._give(path)
-                sync(path.parent)
+        with guarded(path):
+            path.mkdir(parents=True, exist_ok=True)
+            for part in parts:
+                path = path / part
+                if not path.is_dir():
+                    path.mkdir(exist_ok=True)
+                    self._give(path)
+                    sync(path.parent)
         return path
 
     def _give(self, path: Path) -> None:
