@@ -80,12 +80,12 @@ def new(user: User, store: Path) -> Project:
     return project(user, Path(tempfile.mkdtemp(dir=user.home)), "tiny", store=store)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [*POINTS[::2], *(pytest.param(p, marks=pytest.mark.full) for p in POINTS[1::2])])
 def test_killed_at_a_random_point(root_user: User, victim_of: Callable[[User], Victim], point: int) -> None:
     kill_after(victim_of(root_user), point)
 
 
-@pytest.mark.parametrize("point", POINTS[2::4])
+@pytest.mark.parametrize("point", POINTS[3::4])
 def test_killed_at_a_random_point_as_a_user(
     ordinary_user: User, victim_of: Callable[[User], Victim], point: int
 ) -> None:
@@ -175,6 +175,20 @@ def interrupt(running: subprocess.Popen[bytes], number: signal.Signals) -> None:
         lines = [line for line in said.decode().splitlines() if "was changed on disk" not in line]
         assert (running.returncode, lines) == (130, ["builder: interrupted"])
     assert time.monotonic() - sent < 60
+
+
+def test_two_builders_that_fail_in_the_same_stage_keep_one_log_whole(user: User, tiny: Callable[[User], Path]) -> None:
+    here = new(user, tiny(user))
+    recipe = here.folder / "recipes/tiny"
+    (recipe / "script").write_text("#!/bin/sh\nseq 500\nsleep 0.5\nseq 501 1000\nexit 3\n")
+    (recipe / "script").chmod(0o755)
+    stage = '[[Stage]]\nName = "bad"\nKind = "files"\nPostInstallationScripts = ["script"]\n'
+    (recipe / "recipe.toml").write_text((recipe / "recipe.toml").read_text() + stage)
+    both = [here.user.popen(here.argv("build", "recipes/tiny"), stderr=subprocess.PIPE) for _ in range(2)]
+    said = [running.communicate()[1].decode() for running in both]
+    log = here.store / "tmp/logs/tiny-bad.log"
+    assert all(line.endswith(f"; all output is in {log}\n") for line in said), said
+    assert log.read_text().split() == [str(number) for number in range(1, 1001)]
 
 
 def test_two_builders_at_once(victim: Victim) -> None:

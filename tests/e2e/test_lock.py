@@ -313,8 +313,9 @@ def test_an_interrupted_lock_leaves_the_old_one(smoke: Project, number: signal.S
     folder = lock_file(smoke).parent
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     edit(smoke, "httpx==0.28.1", "httpx==0.27.2")
-    process = smoke.user.popen(
-        smoke.argv("lock", "recipes/smoke", "--upgrade-all"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    at = smoke.with_env(TMPDIR=str(smoke.folder))  # what a kill leaves there goes with the test's own files
+    process = at.user.popen(
+        at.argv("lock", "recipes/smoke", "--upgrade-all"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     while process.poll() is None and not has_children(process.pid):
         time.sleep(0.01)
