@@ -51,11 +51,11 @@ def docker_host() -> Iterator[str]:
         yield host
 
 
-def test_four_variations_of_smoke(tiny_project: Project, ordinary_user: User) -> None:
+def test_five_variations_of_smoke_in_two_rebuilds(tiny_project: Project, ordinary_user: User) -> None:
     tiny_project.json("template", "recipes/smoke")
-    told = tiny_project.json("rebuild-check", "recipes/smoke", "--variations", "path,user,future,order+umask")
+    told = tiny_project.json("rebuild-check", "recipes/smoke", "--variations", "user+path+future,order+umask")
     states = {row["variation"]: (row["state"], row["sha256"]) for row in told["variations"]}
-    assert states == dict.fromkeys(("path", "user", "future", "order+umask"), ("same", told["sha256"]))
+    assert states == dict.fromkeys(("user+path+future", "order+umask"), ("same", told["sha256"]))
 
 
 def test_what_leaks_is_found_and_shown(tiny_project: Project, tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_a_named_variation_that_cannot_be_had_is_a_failure(tiny_project: Project
 
 def test_the_docker_engine_gives_the_same_bytes(tiny_project: Project, docker_host: str) -> None:
     told = tiny_project.with_env(DOCKER_HOST=docker_host).json(
-        "rebuild-check", "recipes/tiny", "--variations", "again,docker"
+        "rebuild-check", "recipes/tiny", "--variations", "docker"
     )
-    assert [(row["state"], row["sha256"]) for row in told["variations"]] == [("same", told["sha256"])] * 2
+    assert [(row["state"], row["sha256"]) for row in told["variations"]] == [("same", told["sha256"])]
 
 
 def test_an_interrupted_build_in_docker_leaves_no_container(root_user: User, tmp_path: Path, docker_host: str) -> None:
