@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from builder import canonical
 from builder.errors import BuilderError
-from builder.tree import Index, changed
+from builder.tree import Index, changed, verify
+
+UNSYNCED = "unsynced"
+"""A file beside a layer's tree: the boot in which it was captured. Its bytes may be lost when that ended early."""
+
+
+def boot() -> str:
+    """What tells this boot of the kernel from all others (random(4), boot_id)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text()
 
 
 def stack_digest(below: str, layer_digest: str) -> str:
@@ -33,12 +42,28 @@ class Layer:
         return Index.load(self.tree.parent / "index")
 
     def changed(self) -> list[str]:
-        """Paths of members that are not as captured, by stat data; `index` or `meta.json` when that one is damaged."""
+        """Paths of members that are not as captured, by stat data; `index` or `meta.json` when that one is damaged.
+
+        The first time in another boot than that of the capture all bytes are read: the kernel may not have brought
+        them to the disk before a power cut, and stat data does not show every loss.
+        """
         try:
             index = self.index()
         except BuilderError:
             return ["index"]
-        return changed(index, self.tree) if self.tells(index) else ["meta.json"]
+        if not self.tells(index):
+            return ["meta.json"]
+        if found := changed(index, self.tree):
+            return found
+        mark = self.tree.parent / UNSYNCED
+        try:
+            survived = mark.read_text() == boot()
+        except FileNotFoundError:
+            survived = True
+        if not survived and not (found := verify(index, self.tree)):
+            with suppress(OSError):  # of a store that may only be read: looked at again next time
+                mark.unlink()
+        return found
 
     @property
     def stack(self) -> str | None:

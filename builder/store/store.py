@@ -31,7 +31,7 @@ from builder.errors import BuilderError
 from builder.lock.model import Blob
 from builder.store import session
 from builder.store.files import chunks, drop_acl, guarded, open_unmarked, remove_tree, sha256_of, sync, write_durably
-from builder.store.layer import Draft, Layer
+from builder.store.layer import UNSYNCED, Draft, Layer, boot
 from builder.tree import Index
 
 _META_FORMAT = 1
@@ -242,6 +242,7 @@ class Store:
         with guarded(final):
             index.save(folder / "index")
             sync(folder / "index")
+            write_durably(folder / UNSYNCED, [boot().encode()])
             write_durably(folder / "meta.json", [json.dumps(meta, sort_keys=True).encode()])
             self.folder("layers", self.idmap)
             while not self._place(folder, final):

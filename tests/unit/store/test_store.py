@@ -19,6 +19,7 @@ from builder import canonical, tree
 from builder.errors import BuilderError
 from builder.lock.model import Blob
 from builder.store import Layer, Store, default_root, fetch
+from builder.tree import Index
 
 from .conftest import blob, files
 
@@ -138,6 +139,21 @@ def test_the_second_builder_of_a_key_takes_the_layer_of_the_first(store: Store) 
     assert second == first
     assert not (second.tree / "mine").exists()
     assert len(list((store.root / "layers" / store.idmap).iterdir())) == 1
+
+
+def test_after_a_reboot_the_bytes_of_a_layer_are_read_once(store: Store) -> None:
+    layer = make_layer(store)
+    file, mark = layer.tree / "etc/file", layer.tree.parent / "unsynced"
+    index = layer.index()
+    file.write_text("\0\0\0\0")  # what a power cut may leave; the index takes over the stat data below
+    Index(index.entries, index.digest, tree.scan(layer.tree).stats).save(layer.tree.parent / "index")
+    assert layer.changed() == []
+    mark.write_text("another boot")
+    assert layer.changed() == ["etc/file"]
+    file.write_text("text")
+    Index(index.entries, index.digest, tree.scan(layer.tree).stats).save(layer.tree.parent / "index")
+    assert layer.changed() == []
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 99}'])
