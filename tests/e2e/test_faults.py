@@ -71,20 +71,29 @@ def refused(of: Project, *arguments: str, code: int = 1, prefix: tuple[str, ...]
     return said
 
 
-def files(of: Project) -> dict[Path, tuple[int, ...]]:
+def files(of: Project) -> dict[str, str]:
     """The state of each file of project and store, but for those in the store's temporary folder.
 
-    What a build uses it marks by its time: blobs, and layers by their meta.json.
+    What a build uses it marks by its time, which is left out: blobs, and layers by their meta.json.
     """
-    found = [path for top in (of.folder, of.store) for path in top.rglob("*") if of.store / "tmp" not in path.parents]
-    states = ((path, path.lstat()) for path in found if not path.is_dir())
-    return {
-        path: (state.st_ino, state.st_size, 0 if is_marked(of, path) else state.st_mtime_ns) for path, state in states
-    }
-
-
-def is_marked(of: Project, path: Path) -> bool:
-    return of.store / "blobs" in path.parents or path.name == "meta.json"
+    states = {}
+    for marked, shown in ("", "%i %s"), ("!", "%i %s %T@"):
+        which = ["-type", "f", *marked.split(), "(", "-path", f"{of.store}/blobs/*", "-o", "-name", "meta.json", ")"]
+        argv = [
+            "find",
+            of.folder,
+            of.store,
+            "-path",
+            of.store / "tmp",
+            "-prune",
+            "-o",
+            *which,
+            "-printf",
+            f"%p\\0{shown}\n",
+        ]
+        found = subprocess.run(argv, capture_output=True, text=True, errors="surrogateescape").stdout
+        states |= dict(line.split("\0") for line in found.splitlines())
+    return states
 
 
 def told(line: str) -> list[str]:
@@ -355,11 +364,13 @@ def test_a_stage_that_takes_twice_its_time(here: Project) -> None:
 def small(folder: Path, size: str, fill: str = "true") -> tuple[str, ...]:
     """A prefix that runs a command where `folder` is a disk of this size, which nobody else sees, after `fill`.
 
-    Files that are newer afterwards, and folders of unfinished work, are told on stderr.
+    Files that are newer afterwards, and folders of unfinished work, are told on stderr; not blobs, which are marked as
+    used by their time.
     """
     script = (
         'mkdir -p "$0"; mount -t tmpfs -o size=$1,mode=755 small "$0"; cd "$0"; eval "$2"; shift 2; touch /dev/shm/$$;'
-        '"$@" || code=$?; find . -newer /dev/shm/$$ -type f -not -name lock -not -path "*/logs/*" >&2;'
+        '"$@" || code=$?; find . -path ./blobs -prune -o -newer /dev/shm/$$ -type f -not -name lock -not -path'
+        ' "*/logs/*" -print >&2;'
         'find . -name "session-*" -o -name ".pack-*" >&2; rm /dev/shm/$$; exit ${code:-0}'
     )
     return "unshare", "--mount", "sh", "-ec", script, str(folder), size, fill
