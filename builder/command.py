@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from builder.errors import BuilderError
@@ -38,6 +42,27 @@ def run(
         said = tail(done.stderr)
         raise BuilderError(f"exit {done.returncode}: {said}", where=shlex.join(argv), hint=hint)
     return done.stdout
+
+
+@contextmanager
+def new_folder(prefix: str, patience: float = 10) -> Iterator[Path]:
+    """A temporary folder for commands, removed afterwards.
+
+    When an interrupt ended a command, its own children may go on writing for a moment: removal is tried again for
+    `patience` seconds. Raises OSError when it still fails.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield folder
+    finally:
+        deadline = time.monotonic() + patience
+        while folder.exists():
+            try:
+                shutil.rmtree(folder)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
 
 _LINE = 200

@@ -115,6 +115,8 @@ def own(pid: int) -> api.Server:
 def state(lines: str) -> dict[str, Any]:
     """The unit's state and the last lines of its present or last run."""
     now = unit()
+    if now.get("SubState") in ("failed", "dead", "auto-restart"):
+        run("journalctl", "--sync")  # what a process said as it ended may not be in the journal yet
     return {"unit": now, "log": log(now.get("InvocationID", ""), f"--lines={int(lines)}")}
 
 

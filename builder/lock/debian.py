@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from builder.command import run
+from builder.command import new_folder, run
 from builder.errors import BuilderError
 from builder.lock import archive, control
 from builder.lock.model import Blob, Deb, DebRequest
@@ -92,8 +91,8 @@ def resolve_debs(
     if not os.path.exists(keyring):
         package = archive.KEYRING_PACKAGES[distribution.name]
         raise BuilderError("no such keyring", where=keyring, hint=f"run: sudo apt install {package}")
-    with tempfile.TemporaryDirectory(prefix="builder-apt-") as folder:
-        apt = _Apt(Path(folder), distribution)
+    with new_folder("builder-apt-") as folder:
+        apt = _Apt(folder, distribution)
         with progress.task(f"{distribution.name} {distribution.release}: package index"):
             indexes = apt.update()
         done: dict[str, list[_Package]] = {}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import requests
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from builder.command import new_folder
 from builder.errors import BuilderError, UsageError
 from builder.lock import index
 from builder.lock.model import VenvRequest, Wheel
@@ -50,8 +50,8 @@ def resolve_venv(
     moving = set(map(canonicalize_name, upgrade))
     staying = {name: version for name, version in pins.items() if name not in moving}
     try:
-        with tempfile.TemporaryDirectory(prefix="builder-lock-") as folder:
-            bench = Bench(request, Path(folder), run, environ)
+        with new_folder("builder-lock-") as folder:
+            bench = Bench(request, folder, run, environ)
             interpreter = bench.interpreter()
             with progress.task(f"{request.id}: uv resolves"):
                 resolved = bench.uv(preferred=staying, fixed=staying if moving else {})
