@@ -41,14 +41,14 @@ class Chain:
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
         self._turn = 0
-        self._broken = False
+        self._missing: int | None = None
         self._change = threading.Condition()
 
     def add(self, number: int, data: memoryview) -> str:
-        """Wait for piece `number` - 1, then add `data`; the digest so far. Raises RuntimeError when a piece failed."""
+        """Wait for the piece before, then add `data`; the digest so far. Raises RuntimeError when one before failed."""
         with self._change:
-            self._change.wait_for(lambda: self._broken or self._turn == number)
-            if self._broken:
+            self._change.wait_for(lambda: self._turn == number or self._lost_before(number))
+            if self._turn != number:
                 raise RuntimeError("an earlier piece of the file failed")
         self._digest.update(data)
         with self._change:
@@ -56,11 +56,14 @@ class Chain:
             self._change.notify_all()
         return self._digest.hexdigest()
 
-    def give_up(self) -> None:
-        """Wake those who wait: a piece will never come."""
+    def give_up(self, number: int) -> None:
+        """Wake those who wait for piece `number`: it will never come."""
         with self._change:
-            self._broken = True
+            self._missing = number if self._missing is None else min(number, self._missing)
             self._change.notify_all()
+
+    def _lost_before(self, number: int) -> bool:
+        return self._missing is not None and self._missing < number
 
 
 def compress(segment: Segment, level: int, chain: Chain | None, buffer: bytearray) -> Frame:
@@ -74,7 +77,7 @@ def compress(segment: Segment, level: int, chain: Chain | None, buffer: bytearra
         size = _fill(buffer, list(_tar_bytes(segment, chain)), chain)
     except BaseException:
         if chain is not None:
-            chain.give_up()
+            chain.give_up(segment.pieces[0].number)
         raise
     with memoryview(buffer) as view, view[:size] as tar:
         return Frame(_padded(_compressor(level).compress(tar)), size)

@@ -140,7 +140,10 @@ def _size(segment: Segment) -> int:
 
 
 def _is_sound(earlier: Earlier) -> bool:
-    return sha256_of(earlier.path) == earlier.sha256
+    try:
+        return sha256_of(earlier.path) == earlier.sha256
+    except OSError:
+        return False
 
 
 def _frames(
@@ -196,7 +199,10 @@ class _Output:
 
     def copy(self, source: int, start: int, length: int) -> None:
         """Append a part of the file open as `source`. Raises DamagedTemplateError when it ends before."""
-        data = os.pread(source, length, start)
+        try:
+            data = os.pread(source, length, start)
+        except OSError as error:
+            raise DamagedTemplateError from error
         if len(data) != length:
             raise DamagedTemplateError
         done = 0

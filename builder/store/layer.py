@@ -16,9 +16,9 @@ UNSYNCED = "unsynced"
 """A file beside a layer's tree: the boot in which it was captured. Its bytes may be lost when that ended early."""
 
 
-def boot() -> str:
+def boot() -> bytes:
     """What tells this boot of the kernel from all others (random(4), boot_id)."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text()
+    return Path("/proc/sys/kernel/random/boot_id").read_bytes()
 
 
 def stack_digest(below: str, layer_digest: str) -> str:
@@ -57,9 +57,11 @@ class Layer:
             return found
         mark = self.tree.parent / UNSYNCED
         try:
-            survived = mark.read_text() == boot()
+            survived = mark.read_bytes() == boot()
         except FileNotFoundError:
             survived = True
+        except OSError:
+            survived = False
         if not survived and not (found := verify(index, self.tree)):
             with suppress(OSError):  # of a store that may only be read: looked at again next time
                 mark.unlink()

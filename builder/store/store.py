@@ -242,7 +242,7 @@ class Store:
         with guarded(final):
             index.save(folder / "index")
             sync(folder / "index")
-            write_durably(folder / UNSYNCED, [boot().encode()])
+            write_durably(folder / UNSYNCED, [boot()])
             write_durably(folder / "meta.json", [json.dumps(meta, sort_keys=True).encode()])
             self.folder("layers", self.idmap)
             while not self._place(folder, final):

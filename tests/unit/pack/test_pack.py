@@ -1,9 +1,11 @@
 """Packing a small tree, as a user sees it: the files that appear, and what is in them."""
 
+import errno
 import hashlib
 import io
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -220,6 +222,51 @@ def test_a_damaged_earlier_template_is_not_copied(tree: Path, tmp_path: Path) ->
     again = make([tree], tmp_path / "two", previous=first.path)
     assert again.path.read_bytes() == good
     assert again.reused == 0
+
+
+def test_a_bad_sector_in_the_earlier_template_costs_time_only(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make([tree], tmp_path / "one")
+    real = os.pread
+
+    def pread(descriptor: int, length: int, start: int) -> bytes:
+        if os.path.samestat(os.fstat(descriptor), first.path.stat()):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, length, start)
+
+    monkeypatch.setattr(os, "pread", pread)
+    again = make([tree], tmp_path / "two", previous=first.path)
+    assert (again.sha256, again.reused) == (first.sha256, 0)
+
+
+def test_a_bad_sector_in_a_large_file_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree").mkdir()
+    with (tmp_path / "tree/big").open("wb") as file:
+        for number in range(5):
+            file.write(random.Random(number).randbytes(MOST))
+    os.utime(tmp_path / "tree/big", (EPOCH, EPOCH))
+    index = scan(tmp_path / "tree")
+    real = os.preadv
+
+    def preadv(descriptor: int, buffers: list[memoryview], start: int) -> int:
+        if start == 3 * MOST:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, buffers, start)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with pytest.raises(BuilderError, match="'big' Input/output error"):
+        pack(
+            [Layer("base", index, tmp_path / "tree")],
+            tmp_path / "out",
+            name="demo",
+            version="1",
+            architecture="amd64",
+            level=3,
+            epoch=EPOCH,
+            info=INFO,
+            jobs=4,
+        )
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])

@@ -148,7 +148,7 @@ def test_after_a_reboot_the_bytes_of_a_layer_are_read_once(store: Store) -> None
     file.write_text("\0\0\0\0")  # what a power cut may leave; the index takes over the stat data below
     Index(index.entries, index.digest, tree.scan(layer.tree).stats).save(layer.tree.parent / "index")
     assert layer.changed() == []
-    mark.write_text("another boot")
+    mark.write_bytes(b"\xff another boot")
     assert layer.changed() == ["etc/file"]
     file.write_text("text")
     Index(index.entries, index.digest, tree.scan(layer.tree).stats).save(layer.tree.parent / "index")
