@@ -134,13 +134,7 @@ def operations(host: Host, say: Callable[[str], None]) -> Operations:
                 if host.guest(found.guest.ctid) is not None:
                     host.destroy(found.guest.ctid)
             gone = bool(made) or half_made
-            if uploaded and template_of(look(host), digest) is None:
-                host.forget_part(name, digest)
-                volume = host.find_upload(name, digest)
-                if volume is not None:
-                    host.forget_upload(volume)
-                gone |= volume is not None
-            return gone
+            return (uploaded and host.forget_upload(name, digest, run)) or gone
 
     def uninstall_unit(run: str) -> bool:
         given = any((found.request.get("container") or {}).get("gpus") for _, found in others(host.name, run))
@@ -249,13 +243,13 @@ def _template(deploy: Deploy) -> str:
         file = Path(source.path)
         with deploy.progress.task(f"upload {file.name}"):
             there = host.find_upload(file.name, source.digest)
-            volume = there or host.upload(file, source.digest)
+            volume = there or host.upload(file, source.digest, plan.run)
         mark = _mark(plan, plan.profile, TEMPLATE)
         with deploy.progress.task(f"import as {container.ctid}"):
             host.create(container, volume, Settings(container, tags(mark), mark.line()))
             host.make_template(container.ctid)
         if there is None:
-            host.forget_upload(volume)
+            host.forget_upload(file.name, source.digest, plan.run)
         first = template_of(look(host), source.digest)
         if first is not None and first.ctid != container.ctid:  # another machine's builder was making it, too
             host.destroy(container.ctid)

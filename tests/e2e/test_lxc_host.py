@@ -123,14 +123,15 @@ def template(lxc: Lxc, smoke: Path, entry: Callable[..., Container]) -> Iterator
     assert lxc.problems(container) == ()
     digest = sha256(smoke.read_bytes()).hexdigest()
     assert lxc.find_upload(smoke.name, digest) is None
-    volume = lxc.upload(smoke, digest)
+    volume = lxc.upload(smoke, digest, "r1")
     assert lxc.find_upload(smoke.name, digest) == volume
     lxc.create(container, volume, Settings(container, ("builder",), DESCRIPTION))
     _add_difficult_files(lxc.root / str(TEMPLATE) / "rootfs")
     lxc.make_template(TEMPLATE)
     yield TEMPLATE
     lxc.destroy(TEMPLATE)
-    lxc.forget_upload(volume)
+    assert lxc.forget_upload(smoke.name, digest, "r1")
+    assert not lxc.forget_upload(smoke.name, digest, "r1")
     assert lxc.guests() == ()
 
 
@@ -366,7 +367,7 @@ def test_a_full_disk_is_one_line_and_nothing_stays(folder: Path, smoke: Path, en
     try:
         lxc, container = host(small), entry(BROKEN)
         with pytest.raises(BuilderError, match="No space left on device"):
-            lxc.upload(smoke, sha256(smoke.read_bytes()).hexdigest())
+            lxc.upload(smoke, sha256(smoke.read_bytes()).hexdigest(), "r1")
         with pytest.raises(BuilderError, match="No space left on device") as error:
             lxc.create(container, str(smoke), Settings(container, (), ""))
         assert str(error.value).startswith(f"container {BROKEN}: tar: ")
@@ -407,7 +408,7 @@ def test_a_dry_run_shows_the_commands_and_does_nothing(
     empty.mkdir()
     lxc, container = host(empty, dry=True), entry(FULL)
     settings = Settings(container, ("builder",), DESCRIPTION, (Device(str(node)),))
-    volume = lxc.upload(smoke, "0" * 64)
+    volume = lxc.upload(smoke, "0" * 64, "r1")
     lxc.create(entry(TEMPLATE), volume, Settings(entry(TEMPLATE), (), ""))
     lxc.make_template(TEMPLATE)
     lxc.clone(TEMPLATE, container, full=False, description=DESCRIPTION)

@@ -69,14 +69,11 @@ class Host(Protocol):
 
     # what changes
 
-    def upload(self, file: Path, sha256: str) -> str:
-        """Bring a template's file onto the host, verified there; where it lies now. Never overwrites another file."""
+    def upload(self, file: Path, sha256: str, run: str) -> str:
+        """Bring a template's file onto the host for `run`, verified there; where it lies. Overwrites no other file."""
 
-    def forget_upload(self, volume: str) -> None:
-        """Remove what `upload` brought."""
-
-    def forget_part(self, name: str, sha256: str) -> None:
-        """Remove what an `upload` of this file that was cut short left, once nothing writes to it any more."""
+    def forget_upload(self, name: str, sha256: str, run: str) -> bool:
+        """Remove what `upload` brought for `run`, whole or cut short; whether there was anything."""
 
     def create(self, container: Container, volume: str, settings: Settings) -> None:
         """A new stopped container from a template's file. Never a size-0 directory root."""

@@ -103,19 +103,17 @@ class Lxc:
 
     # what changes
 
-    def upload(self, file: Path, sha256: str) -> str:
+    def upload(self, file: Path, sha256: str, run: str) -> str:
+        """By content: deploys to this folder are all from this machine, one template at a time."""
         path = self._upload(file.name, sha256)
         _check(self._sh(lxc_scripts.UPLOAD, path, sha256, stdin=file), path)
         return path
 
-    def forget_upload(self, volume: str) -> None:
-        if Path(volume).parent != self.root / ".builder" / "templates":
-            raise BuilderError("is no file that was uploaded", where=volume)
-        _check(self.shell.do("rm", "-f", "--", volume), volume)
-
-    def forget_part(self, name: str, sha256: str) -> None:
+    def forget_upload(self, name: str, sha256: str, run: str) -> bool:
         path = self._upload(name, sha256)
-        _check(self._sh(lxc_scripts.FORGET_PART, path), path)
+        done = self._sh(lxc_scripts.FORGET_UPLOAD, path)
+        _check(done, path)
+        return bool(done.text)
 
     def create(self, container: Container, volume: str, settings: Settings) -> None:
         folder = self._folder(container.ctid)

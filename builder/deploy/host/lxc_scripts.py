@@ -64,9 +64,14 @@ echo "$sha256  $file.part" | sha256sum --check --quiet --strict -
 mv -T "$file.part" "$file"
 """
 
-FORGET_PART = """\
+FORGET_UPLOAD = """\
 file=$1 folder=${1%/*}
-[ ! -d "$folder" ] || flock "$folder" rm -f "$file.part"
+[ -d "$folder" ] || exit 0
+exec 9< "$folder"
+flock 9
+for each in "$file" "$file.part"; do
+    if [ -e "$each" ]; then rm -f "$each"; echo "$each"; fi
+done
 """
 
 RESERVE = """\

@@ -77,7 +77,7 @@ class Pct:
         return tuple(dict.fromkeys(found))
 
     def find_upload(self, name: str, sha256: str) -> str | None:
-        """The volume with this content under `name`, or under the name it got when that was taken."""
+        """The volume with this content under `name`."""
         return volumes.find(self.shell, self.storages(), name, sha256)
 
     def can_link(self, template: int, storage: str | None) -> bool:
@@ -90,17 +90,13 @@ class Pct:
 
     # what changes
 
-    def upload(self, file: Path, sha256: str) -> str:
+    def upload(self, file: Path, sha256: str, run: str) -> str:
         """Into a storage for templates; the volume."""
-        return volumes.upload(self.shell, file, sha256)
+        return volumes.upload(self.shell, file, sha256, run)
 
-    def forget_upload(self, volume: str) -> None:
-        """Remove a template's file."""
-        self.shell.do("pvesm", "free", volume).check()
-
-    def forget_part(self, name: str, sha256: str) -> None:
-        """Remove what was cut short on its way into a storage."""
-        volumes.forget_part(self.shell, name, sha256)
+    def forget_upload(self, name: str, sha256: str, run: str) -> bool:
+        """Remove the run's own file, by the name that no other run gives."""
+        return volumes.forget(self.shell, name, run)
 
     def create(self, container: Container, volume: str, settings: Settings) -> None:
         """Unpack a template's file into a new root disk; always said whether unprivileged, never of size 0."""

@@ -12,17 +12,11 @@ from builder.deploy.shell import LostError, Shell
 from builder.errors import BuilderError
 
 GIB = 1 << 30
-_COPYING = 600
-"""Seconds to wait for a copy that a killed builder left running."""
 _CONTENT = "vztmpl/"
 _SUFFIX = ".tar.zst"
-_PUT = (
-    'umask 022; mkdir -p -- "$(dirname -- "$1")"; exec >> "$1"; '
-    'flock -nE 9 1 || [ $? -ne 9 ] || { echo "another upload of this file is under way" >&2; exit 1; }; '
-    'truncate -s 0 -- "$1"; cat'
-)
-"""PART: standard input into it. A file system without locks, which some shares are, is no reason to refuse."""
-_FORGET_PART = 'wait=$1; shift; for part; do [ ! -e "$part" ] || flock -w "$wait" "$part" rm -f -- "$part"; done'
+_PUT = 'umask 022; mkdir -p -- "$(dirname -- "$1")"; rm -f -- "$1"; cat > "$1"'
+"""PART: standard input into a new file. What a killed builder left copying goes on into one without a name."""
+_FORGET = 'for file; do for each in "$file" "$file.part"; do [ ! -e "$each" ] || rm -fv -- "$each"; done; done'
 _KEEP = 'mv -n -- "$1" "$2"; [ ! -e "$1" ]'
 
 
@@ -68,55 +62,45 @@ def leftovers(shell: Shell, every: Sequence[Storage], ctid: int) -> tuple[str, .
 
 
 def find(shell: Shell, every: Sequence[Storage], name: str, sha256: str) -> str | None:
-    """The volume on `every` with this content under `name`, or under the name it gets when that is taken."""
+    """The volume on `every` with this content under `name`: somebody put it there."""
     for storage in every:
-        if storage.active and storage.templates:
-            for volume in _templates(shell, storage.name):
-                own = volume.partition(_CONTENT)[2] in (name, _other_name(name, sha256))
-                if own and _digest(shell, _path(shell, volume)) == sha256:
-                    return volume
+        volume = f"{storage.name}:{_CONTENT}{name}"
+        if storage.active and storage.templates and _has(shell, storage.name, volume, sha256):
+            return volume
     return None
 
 
-def upload(shell: Shell, file: Path, sha256: str) -> str:
-    """Stream a template's file to the host under a name of its own until its sha256 was read there; its volume.
+def upload(shell: Shell, file: Path, sha256: str, run: str) -> str:
+    """Stream a template's file to the host, under a name that only this `run` uses; its volume.
 
-    Raises BuilderError when there is no room, or it did not arrive as it is.
+    What an earlier try of the run brought whole is taken. Raises BuilderError when there is no room, or it did not
+    arrive as it is.
     """
-    every = storages(shell)
-    if (found := find(shell, every, file.name, sha256)) is not None:
-        return found
-    storage = _template_storage(every, file.stat().st_size)
-    volume = f"{storage}:{_CONTENT}{file.name}"
-    if volume in _templates(shell, storage):
-        volume = f"{storage}:{_CONTENT}{_other_name(file.name, sha256)}"
+    storage = _template_storage(storages(shell), file.stat().st_size)
+    volume = f"{storage}:{_CONTENT}{_name(file.name, run)}"
+    if _has(shell, storage, volume, sha256):
+        return volume
     path = _path(shell, volume)
-    part = _part(path, sha256)
+    part = f"{path}.part"
     try:
         shell.do("sh", "-ec", _PUT, "sh", part, stdin=file).check(f"is there room on storage {storage}?")
         if not shell.dry and _digest(shell, part) != sha256:
             hint = "try again; if it happens again, look at disks and memory of both machines"
             raise BuilderError("was damaged on its way to the host", where=file, hint=hint)
-        shell.do("sh", "-ec", _KEEP, "sh", part, path).check("somebody made this file just now: try again")
+        shell.do("sh", "-ec", _KEEP, "sh", part, path).check("remove that file and try again")
     except LostError:
         raise
     except BaseException:
-        shell.do("sh", "-c", _FORGET_PART, "sh", "0", part)
+        shell.do("sh", "-ec", _FORGET, "sh", path)
         raise
     return volume
 
 
-def forget_part(shell: Shell, name: str, sha256: str) -> None:
-    """Remove what an upload of this file that was cut short left; what still copies is waited for."""
+def forget(shell: Shell, name: str, run: str) -> bool:
+    """Remove what the uploads of `run` brought of this file, whole or cut short; whether there was anything."""
     fit = [storage.name for storage in storages(shell) if storage.active and storage.templates]
-    names = (name, _other_name(name, sha256))
-    parts = [_part(_path(shell, f"{storage}:{_CONTENT}{each}"), sha256) for storage in fit for each in names]
-    shell.do("sh", "-ec", _FORGET_PART, "sh", str(_COPYING), *parts).check()
-
-
-def _part(path: str, sha256: str) -> str:
-    """The name of a template's file until all of it is there."""
-    return f"{path}.{sha256[:12]}.part"
+    paths = [_path(shell, f"{storage}:{_CONTENT}{_name(name, run)}") for storage in fit]
+    return bool(shell.do("sh", "-ec", _FORGET, "sh", *paths).check().text)
 
 
 def _template_storage(every: Sequence[Storage], size: int) -> str:
@@ -131,9 +115,10 @@ def _template_storage(every: Sequence[Storage], size: int) -> str:
     return max(roomy, key=lambda storage: (storage.name == "local", storage.free)).name
 
 
-def _templates(shell: Shell, storage: str) -> tuple[str, ...]:
+def _has(shell: Shell, storage: str, volume: str, sha256: str) -> bool:
     lines = shell.ask("pvesm", "list", storage, "--content", "vztmpl").check().text.splitlines()[1:]
-    return tuple(line.split()[0] for line in lines if line.strip())
+    listed = any(line.split()[:1] == [volume] for line in lines)
+    return listed and _digest(shell, _path(shell, volume)) == sha256
 
 
 def _path(shell: Shell, volume: str) -> str:
@@ -144,5 +129,5 @@ def _digest(shell: Shell, path: str) -> str:
     return shell.ask("sha256sum", "-b", "--", path, timeout=None).check().text.lstrip("\\")[:64]
 
 
-def _other_name(name: str, sha256: str) -> str:
-    return f"{name.removesuffix(_SUFFIX)}-{sha256[:12]}{_SUFFIX}"
+def _name(name: str, run: str) -> str:
+    return f"{name.removesuffix(_SUFFIX)}-{run}{_SUFFIX}"

@@ -348,8 +348,6 @@ class TestChanges:
             ([], [], lambda host: host.clone(920, SERVER, full=True, description=""), "template 920: is not there"),
             ([(921, OWN, CONFIG)], [921], lambda host: host.configure(TestChanges.SETTINGS), "runs; stop it first"),
             ([(921, OWN, CLONED_ONLY)], [], lambda host: host.configure(TestChanges.SETTINGS), "only cloned"),
-            ([], [], lambda host: host.forget_upload("/etc/passwd"), "no file that was uploaded"),
-            ([], [], lambda host: host.forget_upload("/var/lib/lxc/.builder/templates/../x/y"), "no file that"),
         ],
     )
     def test_refusals_change_nothing(

@@ -55,15 +55,14 @@ class SimulatedHost:
     def find_upload(self, name: str, sha256: str) -> str | None:
         return "files:t.tar.zst" if "t.tar.zst" in self.files else None
 
-    def upload(self, file: Path, sha256: str) -> str:
-        self.files.add(file.name)
-        return "files:t.tar.zst"
+    def upload(self, file: Path, sha256: str, run: str) -> str:
+        self.files.add(f"{run}-{file.name}")
+        return f"files:{run}-{file.name}"
 
-    def forget_upload(self, volume: str) -> None:
-        self.files.remove(volume.partition(":")[2])
-
-    def forget_part(self, name: str, sha256: str) -> None:
-        self.files.discard(f"{name}.part")
+    def forget_upload(self, name: str, sha256: str, run: str) -> bool:
+        own = {f"{run}-{name}", f"{run}-{name}.part"} & self.files
+        self.files -= own
+        return bool(own)
 
     def create(self, container: Container, volume: str, settings: Settings) -> None:
         assert volume.partition(":")[2] in self.files
@@ -236,9 +235,10 @@ def test_of_two_templates_made_at_once_by_two_machines_one_is_used(other: int) -
 
 def test_what_an_upload_that_was_cut_short_left_is_taken_away() -> None:
     host = host_of()
-    host.files = {"t.tar.zst.part"}
+    others = {"t.tar.zst", "r1-t.tar.zst", "r3-t.tar.zst.part"}
+    host.files = {"r2-t.tar.zst.part", *others}
     undo(host, "forget template", ctid=920, name="t.tar.zst", digest=DIGEST, run="r2", uploaded=True)
-    assert host.files == set()
+    assert host.files == others
 
 
 def test_a_template_stays_when_another_deployment_or_run_needs_it() -> None:

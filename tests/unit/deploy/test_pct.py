@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shlex
 import subprocess
@@ -199,7 +198,8 @@ def test_the_host_says_whether_clones_can_be_linked(has: int) -> None:
 def deploy(host: Pct, template: Path) -> None:
     """All calls of a deploy, in order."""
     base = Container(ctid=920, name="template", network=Network(ip="manual", mac="02:00:00:00:09:20"), root_gib=8)
-    volume = host.upload(template, sha256(template.read_bytes()).hexdigest())
+    digest = sha256(template.read_bytes()).hexdigest()
+    volume = host.upload(template, digest, "0123456789ab")
     host.create(base, volume, Settings(base, ("builder",), MARK.line()))
     host.make_template(920)
     host.clone(920, CONTAINER, full=True, description=MARK.line())
@@ -210,7 +210,7 @@ def deploy(host: Pct, template: Path) -> None:
     host.set_onboot(941, True)
     host.stop(941)
     host.destroy(941)
-    host.forget_upload(volume)
+    host.forget_upload(template.name, digest, "0123456789ab")
 
 
 def test_a_dry_deploy_shows_every_command_and_changes_nothing(tmp_path: Path) -> None:
@@ -223,11 +223,8 @@ def test_a_dry_deploy_shows_every_command_and_changes_nothing(tmp_path: Path) ->
     }
     host, channel = pct(answers, dry=True)
     deploy(host, template)
-    digest = sha256(b"template").hexdigest()[:12]
     raw = shlex.join(config.add_raw(941, [MOUNT])[4:])
-    expected = (
-        told("dry-deploy.txt").rstrip("\n").replace("DIGEST", digest).replace("FILE", str(template)).replace("RAW", raw)
-    )
+    expected = told("dry-deploy.txt").rstrip("\n").replace("FILE", str(template)).replace("RAW", raw)
     assert "\n".join(host.shell.record) == expected.replace("MARK", shlex.quote(MARK.line()))
     assert channel.changes() == []
     assert "sesame" not in "\n".join(host.shell.record)
@@ -243,57 +240,49 @@ def test_a_root_disk_of_size_0_is_never_made() -> None:
 VOLUMES = "Volid Format Type Size VMID\nlocal:vztmpl/vllm_1.tar.zst tzst vztmpl 50885157\n"
 
 
-def upload(tmp_path: Path, there: str | None, arrived: str | None = None) -> tuple[Callable[[], str], SimulatedChannel]:
-    """An upload to a host where a file of this name has the digest `there`; what comes arrives as `arrived`."""
+CACHE = "/var/lib/vz/template/cache"
+
+
+def upload(tmp_path: Path, arrived: str | None = None) -> tuple[Callable[[], str], SimulatedChannel]:
+    """An upload of the run r1 to a host, which arrives with the digest `arrived`."""
     file = tmp_path / "vllm_1.tar.zst"
     file.write_bytes(b"template")
     digest = sha256(b"template").hexdigest()
-    cache = "/var/lib/vz/template/cache"
-    other = f"vllm_1-{digest[:12]}.tar.zst"
     answers: Answers = {
-        "pvesm list local --content vztmpl": [VOLUMES if there else "Volid Format Type Size VMID\n"],
-        "pvesm path local:vztmpl/vllm_1.tar.zst": [f"{cache}/vllm_1.tar.zst\n"],
-        f"pvesm path local:vztmpl/{other}": [f"{cache}/{other}\n"],
-        f"sha256sum -b -- {cache}/vllm_1.tar.zst": [f"{there} *{cache}/vllm_1.tar.zst\n"],
-        f"sha256sum -b -- {cache}/vllm_1.tar.zst.{digest[:12]}.part": [f"{arrived or digest} *part\n"],
-        f"sha256sum -b -- {cache}/{other}.{digest[:12]}.part": [f"{arrived or digest} *part\n"],
+        "pvesm list local --content vztmpl": [VOLUMES],
+        "pvesm path local:vztmpl/vllm_1-r1.tar.zst": [f"{CACHE}/vllm_1-r1.tar.zst\n"],
+        f"sha256sum -b -- {CACHE}/vllm_1-r1.tar.zst.part": [f"{arrived or digest} *part\n"],
         "sh -ec": [""],
-        "sh -c": [""],
     }
     host, channel = pct(answers)
-    return lambda: host.upload(file, digest), channel
+    return lambda: host.upload(file, digest, "r1"), channel
 
 
-def test_a_file_that_is_there_is_not_sent_again(tmp_path: Path) -> None:
-    run, channel = upload(tmp_path, sha256(b"template").hexdigest())
-    assert run() == "local:vztmpl/vllm_1.tar.zst"
-    assert channel.changes() == []
-
-
-def test_another_file_of_the_same_name_is_not_overwritten(tmp_path: Path) -> None:
-    run, channel = upload(tmp_path, "cd" * 32)
-    assert run() == f"local:vztmpl/vllm_1-{sha256(b'template').hexdigest()[:12]}.tar.zst"
-    assert all(" mv -f" not in line for line in channel.ran)
+@pytest.mark.parametrize(("there", "found"), [(b"template", "local:vztmpl/vllm_1.tar.zst"), (b"another", None)])
+def test_a_file_that_somebody_put_there_is_found_by_its_content(there: bytes, found: str | None) -> None:
+    answers: Answers = {
+        "pvesm list local --content vztmpl": [VOLUMES],
+        "pvesm path local:vztmpl/vllm_1.tar.zst": [f"{CACHE}/vllm_1.tar.zst\n"],
+        f"sha256sum -b -- {CACHE}/vllm_1.tar.zst": [f"{sha256(there).hexdigest()} *file\n"],
+    }
+    host, _ = pct(answers)
+    assert host.find_upload("vllm_1.tar.zst", sha256(b"template").hexdigest()) == found
 
 
 def test_a_file_is_streamed_and_renamed_when_its_digest_was_read_there(tmp_path: Path) -> None:
-    run, channel = upload(tmp_path, None)
-    run()
+    run, channel = upload(tmp_path)
+    assert run() == "local:vztmpl/vllm_1-r1.tar.zst"
     order = [line.split()[0] for line in channel.ran if line.startswith(("sh ", "sha256sum"))]
     assert order == ["sh", "sha256sum", "sh"]
     assert tmp_path / "vllm_1.tar.zst" in channel.fed
 
 
 def test_a_file_damaged_on_its_way_is_removed_and_told(tmp_path: Path) -> None:
-    run, channel = upload(tmp_path, None, arrived="00" * 32)
+    run, channel = upload(tmp_path, arrived="00" * 32)
     with pytest.raises(BuilderError, match=r"vllm_1\.tar\.zst: was damaged on its way to the host; try again"):
         run()
     assert "rm -f" in channel.ran[-1]
-    assert channel.ran[-1].endswith(f" {part_of('/var/lib/vz/template/cache/vllm_1.tar.zst')}")
-
-
-def part_of(path: object) -> str:
-    return f"{path}.{sha256(b'template').hexdigest()[:12]}.part"
+    assert channel.ran[-1].endswith(f" {CACHE}/vllm_1-r1.tar.zst")
 
 
 @pytest.fixture
@@ -314,31 +303,33 @@ def cache(tmp_path: Path) -> tuple[Pct, Path]:
     return Pct("pct", Shell(SimulatedStorage(answers)), NEW), folder
 
 
-def test_what_a_killed_upload_left_is_taken_over_by_the_next_one_or_forgotten(
+def test_two_machines_that_upload_one_template_do_not_meet(cache: tuple[Pct, Path], tmp_path: Path) -> None:
+    (host, folder), file, digest = cache, tmp_path / "vllm_1.tar.zst", sha256(b"template").hexdigest()
+    file.write_bytes(b"template")
+    with (folder / "vllm_1-other.tar.zst.part").open("wb") as theirs:
+        theirs.write(b"temp")
+        theirs.flush()
+        assert host.upload(file, digest, "mine") == "local:vztmpl/vllm_1-mine.tar.zst"
+        theirs.write(b"late")
+    assert host.forget_upload(file.name, digest, "mine")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"vllm_1-other.tar.zst.part": b"template"}
+
+
+def test_what_still_writes_after_its_builder_was_killed_harms_no_later_try(
     cache: tuple[Pct, Path], tmp_path: Path
 ) -> None:
     (host, folder), file, digest = cache, tmp_path / "vllm_1.tar.zst", sha256(b"template").hexdigest()
     file.write_bytes(b"template")
-    part = Path(part_of(folder / file.name))
-    part.write_bytes(b"longer than the file")
-    assert host.upload(file, digest) == "local:vztmpl/vllm_1.tar.zst"
-    part.write_bytes(b"half")
-    for _ in range(2):
-        host.forget_part(file.name, digest)
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {file.name: b"template"}
-
-
-def test_a_second_upload_of_the_same_file_leaves_the_first_alone(cache: tuple[Pct, Path], tmp_path: Path) -> None:
-    (host, folder), file = cache, tmp_path / "vllm_1.tar.zst"
-    file.write_bytes(b"template")
-    part = Path(part_of(folder / file.name))
-    with part.open("wb") as first:
-        fcntl.flock(first, fcntl.LOCK_EX)
-        first.write(b"temp")
-        first.flush()
-        with pytest.raises(BuilderError, match="another upload of this file is under way"):
-            host.upload(file, sha256(b"template").hexdigest())
-    assert part.read_bytes() == b"temp"
+    with (folder / "vllm_1-r1.tar.zst.part").open("wb") as orphan:
+        orphan.write(b"longer than the file")
+        orphan.flush()
+        host.upload(file, digest, "r1")
+        orphan.write(b"and on")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"vllm_1-r1.tar.zst": b"template"}
+    (folder / "vllm_1-r1.tar.zst.part").write_bytes(b"half")
+    assert host.forget_upload(file.name, digest, "r1")
+    assert not host.forget_upload(file.name, digest, "r1")
+    assert list(folder.iterdir()) == []
 
 
 # clones
