@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from builder.deploy.host.base import Host
 from builder.deploy.inside import UNIT, call, plain, reason, table, texts
 from builder.deploy.profile.model import Profile
-from builder.deploy.shell import AwayError
+from builder.deploy.shell import AwayError, LateError
 from builder.errors import BuilderError
 from builder.progress import Progress
 
@@ -116,7 +116,12 @@ def wait(
     end = time.monotonic() + deadline
 
     def patient(look: Callable[[], T]) -> T:
-        return _patient(look, end, progress, sleep)
+        try:
+            return _patient(look, end, progress, sleep)
+        except LateError as error:
+            if not _is_there(host):
+                raise
+            raise BuilderError(f"hangs: {error.what}", where=f"container {ctid}", hint="see `pct enter`") from error
 
     before = patient(lambda: _settled(host, ctid, sleep))
     argv = host.inside(ctid, ("systemctl", "restart", "--no-block", UNIT))
@@ -153,6 +158,14 @@ def _patient(look: Callable[[], T], end: float, progress: Progress, sleep: Calla
                 progress.say(f"{error.where}: {error.what}; looking again")
                 told = True
             sleep(_AWAY_PAUSE)
+
+
+def _is_there(host: Host) -> bool:
+    """Whether the host itself answers: then it is the container that does not."""
+    try:
+        return host.shell.ask("true", timeout=_AWAY_PAUSE).status == 0
+    except AwayError:
+        return False
 
 
 def stage(log: Sequence[str]) -> str:

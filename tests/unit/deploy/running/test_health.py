@@ -127,6 +127,14 @@ def test_a_host_that_does_not_answer_at_the_deadline_is_no_failure_of_the_servic
         wait([LostError("the line dropped")], deadline=0)
 
 
+def test_a_container_that_hangs_on_a_host_that_answers_has_failed() -> None:
+    with pytest.raises(
+        BuilderError, match="container 921: hangs: not done within 60 seconds; see `pct enter`"
+    ) as caught:
+        wait([LateError("not done within 60 seconds")], deadline=0)
+    assert not isinstance(caught.value, AwayError)
+
+
 def test_another_model_than_the_profiles_is_an_error() -> None:
     with pytest.raises(BuilderError, match="other gave a completion; profile cpu is tiny, completion"):
         wait([BEFORE, state(ActiveState="active")], {**recorded("ask"), "model": "other"})
