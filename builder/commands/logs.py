@@ -34,8 +34,7 @@ def logs(which: str, where: str, endless: bool, lines: int, since: str | None, a
     host = open_host(where)
     found = find_running(host, which)
 
-    kept = secrets.kept(host.name, found.mark.name)
-    known = secrets.read(kept if kept.exists() else None, None, os.environ)
+    known = secrets.to_hide(secrets.kept(host.name, found.mark.name), os.environ)
 
     def show(line: Line) -> None:
         text = known.hide(line.text)

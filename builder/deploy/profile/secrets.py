@@ -34,7 +34,13 @@ class Secrets:
 
 
 def kept(host: str, name: str) -> Path:
-    """Where the API key of a deployment lies on this machine."""
+    """Where the API key of a deployment lies on this machine.
+
+    Raises UsageError for a name that is no file's: it may come from a guest's description, which others write.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]{0,62}", name, re.ASCII):
+        what = "is no deployment's name: it must be letters, digits, '-', '_' and '.', not '.' first, at most 63 in all"
+        raise UsageError(what, where=ascii(name)[:80])
     return state_root() / "keys" / host / name
 
 
@@ -46,6 +52,23 @@ def read(api_key_file: Path | None, token_file: Path | None, environ: Mapping[st
     return Secrets(
         api_key=_from_file(api_key_file) if api_key_file else _from_environment(API_KEY, environ),
         token=_from_file(token_file) if token_file else _from_environment(TOKEN, environ),
+    )
+
+
+def to_hide(kept: Path, environ: Mapping[str, str]) -> Secrets:
+    """The API key in `kept`, else in $BUILDER_API_KEY, and the token in $HF_TOKEN, to `hide` them and for nothing else.
+
+    What `read` refuses is hidden too; what is blank is none. Raises UsageError when `kept` cannot be read.
+    """
+    try:
+        key = kept.read_text("utf-8", "replace").strip()
+    except FileNotFoundError:
+        key = ""
+    except OSError as error:
+        raise UsageError(f"the key to hide cannot be read: {error.strerror or error}", where=kept) from error
+    return Secrets(
+        api_key=key or environ.get(API_KEY, "").strip() or None,
+        token=environ.get(TOKEN, "").strip() or None,
     )
 
 

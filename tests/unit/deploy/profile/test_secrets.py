@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.deploy.profile.secrets import Secrets, new_api_key, obtain, read
+from builder.deploy.profile.secrets import Secrets, kept, new_api_key, obtain, read, to_hide
 from builder.errors import BuilderError, UsageError
 
 
@@ -74,6 +74,27 @@ def test_a_key_that_cannot_be_kept_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BuilderError, match="the API key cannot be kept"):
         obtain(None, tmp_path / "file" / "fp8", {}, keep=True)
+
+
+def test_what_is_unfit_to_be_used_is_hidden_all_the_same(tmp_path: Path) -> None:
+    key = secret_file(tmp_path / "key", "k3y\n", 0o644)
+    assert to_hide(key, {"BUILDER_API_KEY": "other", "HF_TOKEN": "hf_two words "}) == Secrets("k3y", "hf_two words")
+    assert to_hide(tmp_path / "none", {"BUILDER_API_KEY": "other", "HF_TOKEN": " "}) == Secrets("other", None)
+    assert to_hide(secret_file(key, "\n"), {}).hide("as it is") == "as it is"
+
+
+def test_a_key_to_hide_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{tmp_path}: the key to hide cannot be read: Is a directory"):
+        to_hide(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".fp8", "../../etc/shadow", "/etc/shadow", "a/b", "a\n", "a\0", "x" * 64]
+)
+def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="is no deployment's name") as caught:
+        kept("pct", name)
+    assert "\n" not in str(caught.value)
 
 
 def test_keys_differ() -> None:

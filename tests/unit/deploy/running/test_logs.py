@@ -56,6 +56,17 @@ def test_a_secret_that_this_machine_knows_is_not_shown(
     assert "sesame" not in result.stdout
 
 
+def test_a_bad_mode_or_a_blank_token_keeps_nobody_from_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUILDER_STATE", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", " ")
+    kept = secrets.kept("simulated", "fp8")
+    secrets.keep_key(kept, "sesame-4711")
+    kept.chmod(0o644)
+    said = {"MESSAGE": "the key is sesame-4711", "__REALTIME_TIMESTAMP": "1764000000000000"}
+    result, _ = run("921", answer=json.dumps(said) + "\n")
+    assert result.stdout.endswith(" the key is ***\n")
+
+
 def test_a_container_that_was_replaced_names_what_serves_now() -> None:
     result, channel = run("921", running=False, more=[server(930, "fp8")])
     assert isinstance(result.exception, UsageError)
