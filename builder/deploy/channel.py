@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import selectors
@@ -27,6 +28,8 @@ _GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL: `pct` takes back what it began when it gets the first, not the second."""
 _NO_SESSION = 255
 """What ssh(1) itself ends with."""
+_NEW = 60.0
+"""Seconds in which a folder may not be locked yet."""
 _PIECE = 1 << 16
 _MOST = 1 << 26
 """Bytes that a command may say: what runs in a container could fill the memory of the machine that asks."""
@@ -162,13 +165,28 @@ class Ssh:
 
 
 def _own_folder() -> tempfile.TemporaryDirectory[str]:
-    """A new folder, its name with the process in it; this user's of processes that were killed are removed."""
-    for left in Path(tempfile.gettempdir()).glob("builder-ssh-*-*"):
-        process = left.name.split("-")[2]
+    """A new folder, locked while this process lives; those that killed ones of this user left are removed.
+
+    The lock tells who lives, not the process's number: another PID namespace may share the folder for temporary files.
+    """
+    for left in Path(tempfile.gettempdir()).glob("builder-ssh-*"):
         with suppress(OSError):
-            if not Path("/proc", process).exists() and left.lstat().st_uid == os.geteuid():
-                shutil.rmtree(left)
-    return tempfile.TemporaryDirectory(prefix=f"builder-ssh-{os.getpid()}-")
+            _remove_left(left)
+    folder = tempfile.TemporaryDirectory(prefix="builder-ssh-")
+    fcntl.flock(os.open(folder.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_EX)
+    return folder
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove a folder that nobody holds. Raises OSError, BlockingIOError when somebody does."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if status.st_uid == os.geteuid() and time.time() - status.st_mtime >= _NEW:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+    finally:
+        os.close(fd)
 
 
 def _ssh_env() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -111,18 +112,28 @@ def test_folders_for_sockets_go_with_their_process_or_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for name in (f"builder-ssh-{ended.pid}-a", f"builder-ssh-{os.getppid()}-b", "builder-other-1-c"):
+    for name in ("builder-ssh-left", "builder-ssh-new", "builder-ssh-held", "builder-other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0").touch()
+        if name != "builder-ssh-new":
+            os.utime(tmp_path / name, (0, 0))
+    (tmp_path / "builder-ssh-link").symlink_to("builder-other")
+    held = os.open(tmp_path / "builder-ssh-held", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
     made = channel._own_folder()
-    own = Path(made.name).name
-    assert own.startswith(f"builder-ssh-{os.getpid()}-")
-    names = {f"builder-ssh-{os.getppid()}-b", "builder-other-1-c"}
-    assert {path.name for path in tmp_path.iterdir()} == {own, *names}
+    os.close(held)
+    names = {"builder-ssh-new", "builder-ssh-held", "builder-other", "builder-ssh-link"}
+    assert {path.name for path in tmp_path.iterdir()} == {Path(made.name).name, *names}
     made.cleanup()
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_folder_in_use_is_held_however_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first = channel._own_folder()
+    os.utime(first.name, (0, 0))
+    second = channel._own_folder()
+    assert {str(path) for path in tmp_path.iterdir()} == {first.name, second.name}
 
 
 def test_the_terminals_signals_do_not_reach_the_command() -> None:
