@@ -91,8 +91,11 @@ def read_sums(dest: Path) -> dict[str, str]:
 
 
 def _write_sums(scratch: Path, dest: Path, sums: Mapping[str, str]) -> None:
-    write_text(scratch / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
-    os.replace(scratch / SUMS, dest / SUMS)
+    if sums:
+        write_text(scratch / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+        os.replace(scratch / SUMS, dest / SUMS)
+    else:  # sha256sum(1) takes an empty list for a damaged one
+        (dest / SUMS).unlink(missing_ok=True)
     descriptor = os.open(dest, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
