@@ -87,7 +87,7 @@ def upload(shell: Shell, file: Path, sha256: str, run: str) -> str:
         if not shell.dry and _digest(shell, part) != sha256:
             hint = "try again; if it happens again, look at disks and memory of both machines"
             raise BuilderError("was damaged on its way to the host", where=file, hint=hint)
-        shell.do("sh", "-ec", _KEEP, "sh", part, path).check("remove that file and try again")
+        shell.do("sh", "-ec", _KEEP, "sh", part, path).check("try again")
     except LostError:
         raise
     except BaseException:

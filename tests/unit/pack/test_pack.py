@@ -58,7 +58,10 @@ def tree_of(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def make(trees: list[Path], dest: Path, **options: Any) -> Packed:
-    layers = [Layer(tree.name, scan(tree), tree) for tree in trees]
+    return pack_layers([Layer(tree.name, scan(tree), tree) for tree in trees], dest, **options)
+
+
+def pack_layers(layers: list[Layer], dest: Path, **options: Any) -> Packed:
     settings: dict[str, Any] = {"version": "1", "level": 3, "epoch": EPOCH, "info": INFO, "jobs": 2} | options
     return pack(layers, dest, name="demo", architecture="amd64", **settings)
 
@@ -191,17 +194,7 @@ def test_unchanged_files_are_not_even_read(tree: Path, tmp_path: Path) -> None:
     first = make([tree], tmp_path / "one")
     index = scan(tree)
     (tree / "usr/lib/big.so").unlink()
-    pack(
-        [Layer("base", index, tree)],
-        tmp_path / "two",
-        name="demo",
-        version="1",
-        architecture="amd64",
-        level=3,
-        epoch=EPOCH,
-        info=INFO,
-        previous=first.path,
-    )
+    pack_layers([Layer("base", index, tree)], tmp_path / "two", previous=first.path)
     assert (tmp_path / "two/demo_1_amd64.tar.zst").read_bytes() == first.path.read_bytes()
 
 
@@ -256,17 +249,7 @@ def test_a_bad_sector_in_a_large_file_names_the_file(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "preadv", preadv)
     with pytest.raises(BuilderError, match="'big' Input/output error"):
-        pack(
-            [Layer("base", index, tmp_path / "tree")],
-            tmp_path / "out",
-            name="demo",
-            version="1",
-            architecture="amd64",
-            level=3,
-            epoch=EPOCH,
-            info=INFO,
-            jobs=4,
-        )
+        pack_layers([Layer("base", index, tmp_path / "tree")], tmp_path / "out", jobs=4)
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
@@ -315,17 +298,7 @@ def test_a_damaged_layer_never_gets_into_a_template(tree: Path, tmp_path: Path, 
         if harm == "link":
             path.symlink_to("/etc/passwd")
     with pytest.raises(BuilderError, match=rf"^layer base: '{name}' .*store verify"):
-        pack(
-            [Layer("base", index, tree)],
-            tmp_path / "out",
-            name="demo",
-            version="1",
-            architecture="amd64",
-            level=3,
-            epoch=EPOCH,
-            info=INFO,
-            jobs=3,
-        )
+        pack_layers([Layer("base", index, tree)], tmp_path / "out", jobs=3)
     assert os.listdir(tmp_path / "out") == []
 
 
