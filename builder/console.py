@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -22,6 +23,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
+from rich.progress import Task as Row
 from rich.table import Table
 
 from builder.progress import Progress, Silent, Task
@@ -38,11 +40,29 @@ class _Bar:
         self._bars.update(self._task, note=text)
 
 
+class _Amount(ProgressColumn):
+    """How much of a task is done, by the columns of its unit; nothing where the total is not known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes = (BarColumn(24), DownloadColumn(), TransferSpeedColumn())
+        self._others = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
+
+    def render(self, task: Row) -> Table:
+        grid = Table.grid(padding=(0, 1))
+        if task.fields["known"]:
+            grid.add_row(*(column(task) for column in (self._bytes if task.fields["unit"] == "B" else self._others)))
+        return grid
+
+
 class Terminal:
-    """Progress on stderr: bars only where stderr is a terminal, finished steps always."""
+    """Progress on stderr: bars only where stderr is a terminal, finished steps always. Threads may share one."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
+        self._lock = threading.Lock()
+        self._bars: Bars | None = None
+        self._running = 0
 
     def task(self, name: str, total: int | None = None, unit: str = "B") -> AbstractContextManager[Task]:
         if not self._console.is_terminal:
@@ -55,18 +75,30 @@ class Terminal:
 
     @contextmanager
     def _bar(self, name: str, total: int | None, unit: str) -> Iterator[Task]:
-        bar: list[ProgressColumn] = [BarColumn(24)]
-        if total is None:
-            bar = []
-        elif unit == "B":
-            bar += [DownloadColumn(), TransferSpeedColumn()]
-        else:
-            bar += [MofNCompleteColumn(), TextColumn(unit)]
-        columns = [SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), *bar, TimeElapsedColumn()]
-        with Bars(*columns, TextColumn("{task.fields[note]}"), console=self._console) as bars:
-            task = bars.add_task(name, total=total, note="")
+        with self._shown() as bars:
+            task = bars.add_task(name, total=total, note="", unit=unit, known=total is not None)
             yield _Bar(bars, task)
             bars.update(task, total=1 if total is None else total, completed=total or 1, note="")
+
+    @contextmanager
+    def _shown(self) -> Iterator[Bars]:
+        """The bars of all tasks that run at the same time."""
+        with self._lock:
+            if self._bars is None:
+                columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), _Amount())
+                notes = TextColumn("{task.fields[note]}")
+                self._bars = Bars(*columns, TimeElapsedColumn(), notes, console=self._console)
+                self._bars.start()
+            bars = self._bars
+            self._running += 1
+        try:
+            yield bars
+        finally:
+            with self._lock:
+                self._running -= 1
+                if self._running == 0:
+                    bars.stop()
+                    self._bars = None
 
 
 def progress(as_json: bool) -> Progress:

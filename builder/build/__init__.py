@@ -1,11 +1,11 @@
 """From recipe and lock to layers and the template: plan (stages to keys) and run (keys to layers)."""
 
-from builder.build.plan import EMPTY_STACK, Node, blobs, plan, recipe_digest, stack_digest
-from builder.build.run import Built, build, outlook, over, standing
+from builder.build.layer import Built
+from builder.build.plan import Node, blobs, plan, recipe_digest
+from builder.build.run import build, outlook, over, standing
 from builder.build.template import Template, current, make
 
 __all__ = [
-    "EMPTY_STACK",
     "Built",
     "Node",
     "Template",
@@ -17,6 +17,5 @@ __all__ = [
     "over",
     "plan",
     "recipe_digest",
-    "stack_digest",
     "standing",
 ]

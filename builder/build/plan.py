@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,9 @@ from builder.errors import BuilderError
 from builder.lock.model import Blob, Lock
 from builder.recipe.model import Recipe, Stage
 from builder.stage.kind import Inputs, Kind
-from builder.store.layer import stack_digest
 
-__all__ = ["EMPTY_STACK", "Node", "blobs", "file_digest", "plan", "recipe_digest", "stack_digest"]
-
-LAYER_FORMAT = 1
+LAYER_FORMAT = 2
 """Raised when capture itself changes what a layer holds: enters every key."""
-
-EMPTY_STACK = canonical.digest([])
-"""The digest of no layers at all: what lies below the first stage."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +31,21 @@ class Node:
     body: Mapping[str, Any]
     listing: Mapping[str, str]
     """Every copied file by its path in the recipe, with its digest: to name what changed."""
+    over: tuple[int, ...]
+    """The numbers of the nodes that this one sees, lowest first: the layers that it is built over."""
 
-    def full_body(self, below: str) -> dict[str, Any]:
-        """The key's JSON over the stack whose digest is `below`."""
-        return {**self.body, "below": below}
+    def full_body(self, lower: Sequence[str]) -> dict[str, Any]:
+        """The key's JSON over layers of the digests `lower`, which are those of `over`."""
+        return {**self.body, "below": stack_digest(lower)}
 
-    def key(self, below: str) -> str:
-        """The sha256 that names this stage's layer over the stack `below`."""
-        return canonical.digest(self.full_body(below))
+    def key(self, lower: Sequence[str]) -> str:
+        """The sha256 that names this stage's layer over layers of the digests `lower`."""
+        return canonical.digest(self.full_body(lower))
+
+
+def stack_digest(layers: Sequence[str]) -> str:
+    """The digest of a stack of layers of these digests, lowest first: all of them count, not only the topmost."""
+    return reduce(lambda below, layer: canonical.digest([below, layer]), layers, canonical.digest([]))
 
 
 def plan(recipe: Recipe, lock: Lock, kinds: Mapping[str, Kind]) -> tuple[Node, ...]:
@@ -52,9 +54,12 @@ def plan(recipe: Recipe, lock: Lock, kinds: Mapping[str, Kind]) -> tuple[Node, .
     Raises BuilderError when the lock lacks an input, when an environment's wheel is in none of the stages that share
     it, or when a copied file cannot be read.
     """
-    nodes = tuple(_node(recipe, stage, lock, kinds[stage.kind]) for stage in recipe.stages if stage.skip is None)
+    nodes: list[Node] = []
+    for stage in recipe.stages:
+        if stage.skip is None:
+            nodes.append(_node(recipe, stage, lock, kinds[stage.kind], nodes))
     _check_taken(recipe, lock, nodes)
-    return nodes
+    return tuple(nodes)
 
 
 def blobs(nodes: Sequence[Node]) -> tuple[Blob, ...]:
@@ -84,7 +89,7 @@ def recipe_digest(recipe: Recipe, nodes: Sequence[Node]) -> str:
     )
 
 
-def _node(recipe: Recipe, stage: Stage, lock: Lock, kind: Kind) -> Node:
+def _node(recipe: Recipe, stage: Stage, lock: Lock, kind: Kind, earlier: Sequence[Node]) -> Node:
     inputs = kind.inputs(recipe, stage, lock)
     described = {name: _described(path) for name, path in sorted(inputs.files.items())}
     body = {
@@ -97,7 +102,8 @@ def _node(recipe: Recipe, stage: Stage, lock: Lock, kind: Kind) -> Node:
         "epoch": recipe.source_date_epoch,
     }
     listing = dict(pair for name, each in described.items() for pair in _listed(name, each))
-    return Node(stage, kind, inputs, body, listing)
+    over = tuple(number for number, node in enumerate(earlier) if node.kind.name not in kind.unseen)
+    return Node(stage, kind, inputs, body, listing, over)
 
 
 def file_digest(path: Path) -> str:

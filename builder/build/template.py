@@ -13,8 +13,9 @@ import zstandard
 
 from builder import canonical, pack
 from builder.build import explain
-from builder.build.plan import EMPTY_STACK, Node, recipe_digest, stack_digest
-from builder.build.run import CACHED, Built
+from builder.build.layer import CACHED, Built
+from builder.build.plan import Node, recipe_digest, stack_digest
+from builder.build.run import layers
 from builder.lock.model import Lock
 from builder.progress import Progress
 from builder.recipe.model import Recipe
@@ -37,16 +38,13 @@ def current(recipe: Recipe, lock: Lock, nodes: Sequence[Node], store: Store, fol
 
     None when a layer is missing, or when it, what lies beside it or a line of theirs in `SHA256SUMS` was changed.
     """
-    below = EMPTY_STACK
-    for node in nodes:
-        layer = store.layer(node.key(below))
-        if layer is None:
-            return None
-        below = stack_digest(below, layer.digest)
+    digests = [layer.digest for layer in layers(nodes, store) if layer is not None]
+    if len(digests) < len(nodes):
+        return None
     path = folder / pack.file_name(recipe.full_name, recipe.version, recipe.distribution.architecture)
     try:
         record = json.loads((store.root / _record(path)).read_text())
-        if record != _told(_identity(recipe, lock, nodes, below), path):
+        if record != _told(_identity(recipe, lock, nodes, digests), path):
             return None
         return Template(path, record["sums"][0], path.stat().st_size, fresh=False)
     except (OSError, ValueError):
@@ -64,7 +62,7 @@ def make(
     architecture = recipe.distribution.architecture
     packed = pack.pack(
         [
-            pack.Layer(stage.node.stage.name, stage.layer.index(), stage.layer.tree, is_new=stage.reason != CACHED)
+            pack.Layer(stage.node.stage.name, stage.layer.index, stage.layer.tree, is_new=stage.reason != CACHED)
             for stage in built
         ],
         folder,
@@ -77,12 +75,10 @@ def make(
         info=_info(recipe, lock, built),
         progress=progress,
     )
-    below = EMPTY_STACK
     for stage in built:
         node = stage.node
-        explain.remember(store, recipe.full_name, node.stage.name, node.full_body(below), node.listing)
-        below = stack_digest(below, stage.layer.digest)
-    identity = _identity(recipe, lock, [stage.node for stage in built], below)
+        explain.remember(store, recipe.full_name, node.stage.name, stage.layer.facts["body"], node.listing)
+    identity = _identity(recipe, lock, [stage.node for stage in built], [stage.layer.digest for stage in built])
     store.write_text(_record(packed.path), json.dumps(_told(identity, packed.path), sort_keys=True))
     return Template(packed.path, packed.sha256, packed.size, fresh=True, seconds=time.monotonic() - started)
 
@@ -97,11 +93,11 @@ def _earlier(recipe: Recipe, store: Store, folder: Path) -> Path | None:
     return path if known else None
 
 
-def _identity(recipe: Recipe, lock: Lock, nodes: Sequence[Node], stack: str) -> str:
+def _identity(recipe: Recipe, lock: Lock, nodes: Sequence[Node], digests: Sequence[str]) -> str:
     """The digest of all that template, manifest and bill of materials are made of."""
     return canonical.digest(
         {
-            "stack": stack,
+            "stack": stack_digest(digests),
             "pack": [pack.FORMAT, zstandard.__version__],
             "beside": pack.FORM,
             "target": asdict(recipe.target) if recipe.target else None,

@@ -22,7 +22,7 @@ _VLLM = re.compile(r"vllm\b", re.IGNORECASE)
 
 def of_recipe(recipe: Recipe, layers: Sequence[Layer], file: Path | None = None) -> Subject:
     """A recipe's finished layers, lowest first; `file`: the template that was packed of them, if it was."""
-    there = tree.of_layers([(layer.index(), layer.tree) for layer in layers])
+    there = tree.of_layers([(layer.index, layer.tree) for layer in layers])
     return Subject(recipe.full_name, there, recipe.target, _venv(_asked(recipe)), file)
 
 

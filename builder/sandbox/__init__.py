@@ -2,5 +2,6 @@
 
 from builder.sandbox.engine import attend, run
 from builder.sandbox.spec import Bind, Limits, Spec
+from builder.sandbox.stop import Stop, StoppedError
 
-__all__ = ["Bind", "Limits", "Spec", "attend", "run"]
+__all__ = ["Bind", "Limits", "Spec", "Stop", "StoppedError", "attend", "run"]

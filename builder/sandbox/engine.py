@@ -21,6 +21,7 @@ from builder.command import tail
 from builder.errors import BuilderError
 from builder.sandbox import terminal
 from builder.sandbox.spec import Bind, Spec
+from builder.sandbox.stop import Stop
 
 _START = "import sys; sys.path.append(sys.argv[1]); from builder.sandbox.child import main; main()"
 _HOUSE = str(Path(__file__).parents[2])
@@ -34,14 +35,15 @@ _NETWORK = re.compile(
 _FULL = re.compile(rb"No space left on device|enough free space|Disk quota exceeded")
 
 
-def run(spec: Spec, *, log: Path | None = None, kept: Path | None = None) -> None:
+def run(spec: Spec, *, log: Path | None = None, kept: Path | None = None, stop: Stop | None = None) -> None:
     """Run `spec.argv` in its private world and return when it has exited 0 and nothing of it is left.
 
     Needs uid 0, of the machine or of a user namespace (`userns.become_root`). All output is appended to `log`
     (created 0600); `kept` is where the caller will have moved it when somebody reads the error, None: not at all.
-    Raises BuilderError naming `spec.name`, the command, how it ended and its last lines.
+    Raises BuilderError naming `spec.name`, the command, how it ended and its last lines; StoppedError when `stop` was
+    pulled meanwhile.
     """
-    result, said = _outcome(spec, log)
+    result, said = _outcome(spec, log, stop or Stop())
     if result != {"exit": 0}:
         raise failure(spec, result, said, kept or log)
 
@@ -51,7 +53,7 @@ def attend(spec: Spec) -> int:
 
     Raises BuilderError when it could not be started.
     """
-    result, said = _outcome(spec, None)
+    result, said = _outcome(spec, None, Stop())
     if "exit" in result:
         return int(result["exit"])
     if "signal" in result:
@@ -59,7 +61,7 @@ def attend(spec: Spec) -> int:
     raise failure(spec, result, said)
 
 
-def _outcome(spec: Spec, log: Path | None) -> tuple[dict[str, Any], bytes]:
+def _outcome(spec: Spec, log: Path | None, stop: Stop) -> tuple[dict[str, Any], bytes]:
     """How the command of `spec` ended (see `failure`), and its last output."""
     spec = _with_clock(_portable(spec))
     ours, theirs = socket.socketpair()
@@ -69,7 +71,8 @@ def _outcome(spec: Spec, log: Path | None) -> tuple[dict[str, Any], bytes]:
         with theirs:
             process = _start(spec, theirs, ends[1] if ends else None)
         try:
-            said, result = _follow(process, ours, spec, written, ends)
+            with stop.over(process):
+                said, result = _follow(process, ours, spec, written, ends)
         except OSError as error:
             raise BuilderError(f"cannot write: {error.strerror}", where=log or f"stage {spec.name}") from error
         finally:
@@ -133,7 +136,8 @@ def _follow(
         said = (said + chunk)[-_KEPT:]
         if log:
             log.write(chunk)
-    with control.makefile("rb") as results:
+    line = b""
+    with contextlib.suppress(ConnectionResetError), control.makefile("rb") as results:  # it was killed before it read
         line = results.readline()
     process.wait()
     return said, json.loads(line) if line else {"error": f"the sandbox ended early (status {process.returncode})"}

@@ -52,3 +52,5 @@ class Kind:
     requests: Callable[[Recipe, Stage], Sequence[Request]]
     inputs: Callable[[Recipe, Stage, Lock], Inputs]
     build: Callable[[Context], None]
+    unseen: frozenset[str] = frozenset()
+    """Kinds whose stages below this one does not see: it is made as if they were not there, and beside them."""

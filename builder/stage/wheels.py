@@ -30,6 +30,7 @@ KIND = Kind(
     name="wheels",
     version=1,
     help="Locked wheels in a venv, with bytecode. Several stages can share one venv and its lock.",
+    unseen=frozenset({"wheels", "cuda-wheels"}),
     keys=(
         venv.VENV,
         Key("Only", Type.TEXTS, 'Take only wheels of these names; patterns such as "nvidia-*" (fnmatch).'),

@@ -34,7 +34,7 @@ from builder.store.layer import Layer
 from builder.store.store import Store
 from builder.tree import Index
 
-_FORMAT = 1
+_FORMAT = 2
 _TABLE = "builder-store.json"
 _TABLE_MAX = 64 << 20
 _INDEX_MAX = 1 << 30
@@ -78,7 +78,7 @@ def write(store: Store, blobs: Iterable[Blob], layers: Sequence[Layer], out: IO[
             with open_unmarked(layer.tree.parent / "index") as file:
                 _add(tar, f"layers/{layer.key}/index", file.read())
             compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-            for number, frame in enumerate(_frames(tree.contents(layer.index(), layer.tree))):
+            for number, frame in enumerate(_frames(tree.contents(layer.index, layer.tree))):
                 _add(tar, f"layers/{layer.key}/{number:06}", compressor.compress(frame))
                 task.advance(len(frame))
 
@@ -211,7 +211,8 @@ def _told(key: str, digest: str, size: int, facts: Mapping[str, Any]) -> _Told:
     if canonical.digest(facts["body"]) != key:
         raise ValueError("a key that is not its body's")
     known = {name: _text(facts[name]) for name in ("recipe", "stage", "kind")}
-    return _Told(key, _sha256(digest), int(size), {**known, "body": facts["body"]})
+    over = [_sha256(name) for name in facts["over"]]
+    return _Told(key, _sha256(digest), int(size), {**known, "body": facts["body"], "over": over})
 
 
 def _sha256(text: str) -> str:

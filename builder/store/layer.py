@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,6 @@ def boot() -> bytes:
     return Path("/proc/sys/kernel/random/boot_id").read_bytes()
 
 
-def stack_digest(below: str, layer_digest: str) -> str:
-    """The digest of a stack of layers: all of them matter to the stage above, not only the topmost."""
-    return canonical.digest([below, layer_digest])
-
-
 @dataclass(frozen=True)
 class Layer:
     """One stage's layer in the store. Its tree is never written to."""
@@ -35,8 +31,11 @@ class Layer:
     digest: str  # of its index: content, not key
     size: int  # bytes in files
     files: int
-    facts: Mapping[str, Any]  # of the build: recipe, stage, kind, and the body whose digest is the key
+    facts: Mapping[str, Any]
+    """Of the build: recipe, stage, kind, the body whose digest is the key, and the keys of the layers `over` which it
+    was made."""
 
+    @cached_property
     def index(self) -> Index:
         """The members as they were captured. Raises BuilderError when the index cannot be read."""
         return Index.load(self.tree.parent / "index")
@@ -48,7 +47,7 @@ class Layer:
         them to the disk before a power cut, and stat data does not show every loss.
         """
         try:
-            index = self.index()
+            index = self.index
         except BuilderError:
             return ["index"]
         if not self.tells(index):
@@ -67,19 +66,12 @@ class Layer:
                 mark.unlink()
         return found
 
-    @property
-    def stack(self) -> str | None:
-        """The `stack_digest` up to this layer, which is `below` in the bodies of those above; None when damaged."""
-        try:
-            return stack_digest(self.facts["body"]["below"], self.digest)
-        except (KeyError, TypeError):
-            return None
-
     def tells(self, index: Index) -> bool:
         """Whether what meta.json says, this object, is true of `index` and of the key."""
         try:
             key = canonical.digest(self.facts["body"])
-            readable = all(self.facts[name].isprintable() for name in ("recipe", "stage", "kind"))
+            texts = [self.facts[name] for name in ("recipe", "stage", "kind")] + list(self.facts["over"])
+            readable = all(text.isprintable() for text in texts)
         except (KeyError, TypeError, AttributeError):
             return False
         told = (self.key, self.digest, self.size, self.files)

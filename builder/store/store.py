@@ -34,7 +34,7 @@ from builder.store.files import chunks, drop_acl, guarded, open_unmarked, remove
 from builder.store.layer import UNSYNCED, Draft, Layer, boot
 from builder.tree import Index
 
-_META_FORMAT = 1
+_META_FORMAT = 2
 
 
 def default_root() -> Path:

@@ -45,7 +45,6 @@ def tool(store: Store, name: str) -> Path:
     wanted = _tools()[name]
     folder = store.root / "tools" / store.idmap / wanted.key
     if not _sound(store, folder):
-        store.remove_folder(folder)
         _unpack(store, name, wanted, folder)
     return folder / "tree" / wanted.program
 
@@ -73,12 +72,20 @@ def _unpack(store: Store, name: str, wanted: _Tool, folder: Path) -> None:
                 extract(store.path(blob.sha256), made / "tree")
             scan(made / "tree").save(made / "index")
             store.folder("tools", store.idmap)
-            try:
-                os.rename(made, folder)
-            except OSError:
-                if not folder.is_dir():  # else another builder was first
-                    raise
+            while not _placed(made, folder) and not _sound(store, folder):
+                store.remove_folder(folder)
             sync(folder.parent)
+
+
+def _placed(made: Path, folder: Path) -> bool:
+    """Rename a finished tool to its place; False when one is there, as when another thread or builder was first."""
+    try:
+        os.rename(made, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        return False
+    return True
 
 
 @cache

@@ -137,13 +137,12 @@ def verify(store: Store, *, jobs: int | None = None, progress: Progress | None =
 
 
 def _above(layers: Sequence[Layer], damaged: Collection[str]) -> list[Layer]:
-    """Those of `layers` that stand on one whose key is among `damaged`."""
-    stacks = {layer.stack for layer in layers if layer.key in damaged} - {None}
-    rest = [layer for layer in layers if layer.key not in damaged and layer.stack]
+    """Those of `layers` that were made over one whose key is among `damaged`."""
+    gone = set(damaged)
     found: list[Layer] = []
-    while more := [layer for layer in rest if layer not in found and layer.facts["body"]["below"] in stacks]:
+    while more := [layer for layer in layers if layer.key not in gone and gone.intersection(layer.facts["over"])]:
         found += more
-        stacks |= {layer.stack for layer in more}
+        gone |= {layer.key for layer in more}
     return found
 
 

@@ -4,7 +4,7 @@ from builder.tree.archive import ExtractLimits, extract, files
 from builder.tree.check import changed, verify
 from builder.tree.entry import Entry
 from builder.tree.index import Index, order
-from builder.tree.stack import merge, resolve
+from builder.tree.stack import clashes, merge, resolve
 from builder.tree.travel import contents, restore
 from builder.tree.walk import normalise, scan
 
@@ -13,6 +13,7 @@ __all__ = [
     "ExtractLimits",
     "Index",
     "changed",
+    "clashes",
     "contents",
     "extract",
     "files",

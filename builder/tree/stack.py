@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,26 @@ def merge(indexes: Sequence[Index]) -> list[list[Entry]]:
     closed: set[str] = set()
     topmost_first = [_relink(index, _visible(index, seen, closed)) for index in reversed(indexes)]
     return topmost_first[::-1]
+
+
+def clashes(one: Index, other: Index) -> Iterator[str]:
+    """Paths that two layers of one stack both have, and where it matters which of the two lies on top.
+
+    A folder of both does not, unless it is opaque in one of them; neither does the time of a file.
+    """
+    known = {entry.path: entry for entry in one.entries}
+    for entry in other.entries:
+        twin = known.get(entry.path)
+        if twin is not None and not (_is_open(entry) and _is_open(twin)) and _content(entry) != _content(twin):
+            yield entry.path
+
+
+def _is_open(entry: Entry) -> bool:
+    return entry.type == "dir" and not entry.opaque
+
+
+def _content(entry: Entry) -> tuple[object, ...]:
+    return entry.type, entry.mode, entry.uid, entry.gid, entry.sha256, entry.target, entry.xattrs
 
 
 def _visible(index: Index, seen: set[str], closed: set[str]) -> list[Entry]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -162,12 +162,13 @@ def _digest(full: str, buffer: bytearray, task: Task) -> tuple[str, int, int]:
     return digest.hexdigest(), size, zeros
 
 
-def normalise(root: Path, epoch: int, window: tuple[int, int]) -> None:
+def normalise(root: Path, epoch: int, window: tuple[int, int], lower: Sequence[Path] = ()) -> None:
     """Take out of the tree at `root` what depends on when and where it was made.
 
     A member whose mtime lies in `window` (the run of the stage: first and last nanosecond since 1970) or after
     `epoch` (seconds) gets `epoch`; an older mtime loses its fraction of a second. Sockets are removed, and so are
-    extended attributes other than security.capability, user.* and overlayfs's own.
+    extended attributes other than security.capability, user.* and overlayfs's own. overlayfs marks new folders as
+    opaque, some kernels more of them than others: where none of the trees `lower` has the folder, the mark goes.
     Raises BuilderError naming the member that cannot be changed.
     """
     try:
@@ -178,10 +179,13 @@ def normalise(root: Path, epoch: int, window: tuple[int, int]) -> None:
             if stat.S_ISSOCK(status.st_mode):
                 os.unlink(full)
             elif stat.S_ISDIR(status.st_mode):
-                folders.append((full, status))
+                folders.append((path, status))
             elif not stat.S_ISCHR(status.st_mode):
                 _settle(full, status, epoch, window)
-        for full, status in reversed(folders):
+        for path, status in reversed(folders):
+            full = os.path.join(top, path)
+            if not any(os.path.lexists(os.path.join(below, path)) for below in lower):
+                _drop_opaque(full)
             _settle(full, status, epoch, window)
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=error.filename or root) from error
@@ -197,6 +201,12 @@ def _settle(full: str, status: os.stat_result, epoch: int, window: tuple[int, in
     wanted = epoch if recent else max(0, mtime // 1_000_000_000)
     if mtime != wanted * 1_000_000_000 or stat.S_ISDIR(status.st_mode):
         os.utime(full, (wanted, wanted), follow_symlinks=False)
+
+
+def _drop_opaque(folder: str) -> None:
+    for name in os.listxattr(folder, follow_symlinks=False):
+        if name.startswith(overlay.ATTRIBUTES) and name.endswith("opaque"):
+            os.removexattr(folder, name, follow_symlinks=False)
 
 
 def _drop_xattr(full: str, name: str) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from builder import sandbox
+from builder.build import Built, build
 from builder.build.plan import plan
-from builder.build.run import Built, build
 from builder.lock.model import Blob, Lock
 from builder.progress import Silent
 from builder.recipe.model import Distribution, Recipe, Stage, Url, Venv

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -103,18 +104,23 @@ def kill_after(victim: Victim, point: int) -> None:
 def test_killed_where_a_file_is_about_to_be_renamed(root_user: User, victim_of: Callable[[User], Victim]) -> None:
     victim = victim_of(root_user)
     calls = "rename,renameat,renameat2"
-    number = 0
-    while True:
-        number += 1
+    trace = ("strace", "-f", "-qq", "-e", f"trace={calls}")
+    log = victim.of.folder / "renames"
+    victim.undo()
+    with victim.start(*trace, "-o", str(log)) as running:
+        running.communicate()
+    pairs = re.findall(r'rename\w*\(.*?"(/[^"]+)".*?"(/[^"]+)"', log.read_text())
+    passing = re.compile(rf"{re.escape(str(victim.of.store))}/tmp/|.*/\.pack-")
+    lasting = [next((path for path in pair if not passing.match(path)), "") for pair in pairs]
+    points = [(path, lasting[: number + 1].count(path)) for number, path in enumerate(lasting) if path]
+    assert len(points) > 6  # layer dropped, layer placed, sums, manifest, bill, template, sums, record
+    for path, number in points:
         victim.undo()
         inject = f"inject={calls}:signal=KILL:when={number}"
-        with victim.start("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", inject) as running:
+        with victim.start(*trace, "-o", "/dev/null", "-e", inject, "-P", path) as running:
             said = running.communicate()
+        assert running.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), (path, number, said)
         victim.check()
-        if running.returncode == 0:
-            break
-        assert running.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), said
-    assert number > 6  # layer dropped, layer placed, sums, manifest, bill, template, sums, record
 
 
 def test_killed_while_the_base_is_made(root_user: User, tiny: Callable[[User], Path]) -> None:

@@ -14,12 +14,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from builder.sandbox import Bind, Limits, Spec
+from builder.sandbox import Bind, Limits, Spec, Stop, StoppedError, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120), pytest.mark.usefixtures("no_leftovers")]
 
@@ -359,6 +360,24 @@ def _sleeping(marker: str, state: str = "") -> int:
     done = subprocess.run(["ps", "-ewwo", "stat=,args="], capture_output=True, text=True, check=True)
     rows = (line.split(maxsplit=1) for line in done.stdout.splitlines())
     return sum(row[1:] == [f"sleep {marker}"] and row[0].startswith(state) for row in rows)
+
+
+def test_a_pulled_switch_ends_the_run_and_all_that_follow(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    stop, marker = Stop(), tmp_path / "began"
+    binds = (Bind(tmp_path, "/run/builder/out", writable=True),)
+    spec = Spec("forever", ("sh", "-c", "touch /run/builder/out/began; sleep 1000"), host_root=True, binds=binds)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, spec, stop=stop)
+        deadline = time.monotonic() + 30
+        while not marker.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        stop.pull()
+        with pytest.raises(StoppedError):
+            running.result(30)
+    with pytest.raises(StoppedError):
+        run(spec, stop=stop)
 
 
 def test_host_root_is_read_only_but_for_the_writable_bind(world: World) -> None:

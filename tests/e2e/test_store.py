@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.skipif(os.geteuid() != 0, reason="nee
 
 BODY = {"packages": ["systemd"]}
 KEY = canonical.digest(BODY)
-FACTS = {"recipe": "tiny", "stage": "base", "kind": "debian", "body": BODY}
+FACTS = {"recipe": "tiny", "stage": "base", "kind": "debian", "body": BODY, "over": []}
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 
 FETCH = """
@@ -71,7 +71,7 @@ def sound(store: Store) -> None:
     assert upkeep.verify(store) == []
     for layer in store.layers():
         assert layer.changed() == []
-        assert tree.verify(layer.index(), layer.tree) == []
+        assert tree.verify(layer.index, layer.tree) == []
 
 
 def times(code: str, root: Path, sources: list[Blob], call: str, folder: Path) -> int:

@@ -89,14 +89,15 @@ def test_stages_share_one_venv_each_with_its_part_of_the_lock(bench: Any, tmp_pa
         "/opt/env/lib/python3.11/site-packages/alpha/__init__.py",
     ]
     assert bench.run((first,), "/opt/env/bin/beta") == "41\n"
-    paths = [entry.path for entry in second.layer.index().entries if entry.type == "file"]
-    assert all("/alpha/" in path or "/alpha-1.0.dist-info/" in path for path in paths), "the second holds only its own"
+    alone = {entry.path for entry in second.layer.index.entries} - {entry.path for entry in first.layer.index.entries}
+    assert all("/alpha" in path or "/alpha-1.0.dist-info" in path for path in alone)
+    assert not any("beta" in entry.path for entry in second.layer.index.entries), "they do not see one another"
 
 
 def test_bytecode_is_checked_by_hash_and_nothing_else_stays(bench: Any, tmp_path: Path) -> None:
     lock(bench, env=small_set(tmp_path))
     (built,) = bench.build(("wheels", {"Venv": "env"}))
-    entries = {entry.path: entry for entry in built.layer.index().entries}
+    entries = {entry.path: entry for entry in built.layer.index.entries}
     site = "opt/env/lib/python3.11/site-packages"
     compiled = (built.layer.tree / site / "beta/__pycache__/__init__.cpython-311.pyc").read_bytes()
     assert int.from_bytes(compiled[4:8], "little") == 0b11, "PEP 552: by hash, and checked"
@@ -127,7 +128,7 @@ def test_another_store_and_one_cpu_give_the_same_bytes(new_bench: Callable[[str]
             (built,) = bench.build(("wheels", {"Venv": "env"}))
         finally:
             os.sched_setaffinity(0, before)
-        index: Index = built.layer.index()
+        index: Index = built.layer.index
         return index
 
     every = os.sched_getaffinity(0)
@@ -142,6 +143,16 @@ def test_two_wheels_with_one_file_of_different_bytes_are_refused(bench: Any, tmp
     lock(bench, env=[one, two])
     with pytest.raises(BuilderError, match=r"shared/data.py comes with one and, with other bytes, with two"):
         bench.build(("wheels", {"Venv": "env"}))
+
+
+def test_two_stages_with_one_file_of_different_bytes_are_refused(bench: Any, tmp_path: Path) -> None:
+    one = make_wheel(tmp_path, "one", "1", {"shared/__init__.py": b"", "shared/data.py": b"A = 1\n"})
+    two = make_wheel(tmp_path, "two", "1", {"shared/__init__.py": b"", "shared/data.py": b"A = 2\n"})
+    lock(bench, env=[one, two])
+    with pytest.raises(
+        BuilderError, match=r"/site-packages/shared/data.py comes with stage wheels-0 too, and is not the same"
+    ):
+        bench.build(("wheels", {"Venv": "env", "Only": ["one"]}), ("wheels", {"Venv": "env", "Only": ["two"]}))
 
 
 def test_a_file_that_is_not_the_locked_one_is_refused(bench: Any, tmp_path: Path) -> None:

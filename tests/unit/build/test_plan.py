@@ -11,52 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder import canonical
-from builder.build.plan import EMPTY_STACK, file_digest, plan, stack_digest
+from builder.build.plan import file_digest, plan, stack_digest
 from builder.errors import BuilderError
 from builder.lock.model import Blob, Lock, Wheel
-from builder.recipe.model import Distribution, Recipe, Stage, Venv
-from builder.stage.kind import Inputs, Kind
+from builder.recipe.model import Venv
+from builder.stage.kind import Kind
+from tests.unit.build.plain import kind, recipe, stage
 
 BLOB = Blob(sha256="a" * 64, size=1, filename="one.deb", urls=())
 
 
-def kind(version: int = 1, **inputs: Any) -> Kind:
-    return Kind(
-        name="test",
-        version=version,
-        help="",
-        keys=(),
-        requests=lambda recipe, stage: (),
-        inputs=lambda recipe, stage, lock: Inputs(params=dict(stage.params), **inputs),
-        build=lambda context: None,
-    )
-
-
-def recipe(*stages: Stage, epoch: int = 1, venvs: tuple[Venv, ...] = ()) -> Recipe:
-    distribution = Distribution("debian", "bookworm", "amd64", "http://mirror", "http://security", ("main",))
-    return Recipe(
-        directory=Path("/recipe"),
-        name="r",
-        version="1",
-        variant="",
-        variants=(),
-        source_date_epoch=epoch,
-        compression_level=3,
-        distribution=distribution,
-        target=None,
-        venvs=venvs,
-        urls=(),
-        stages=stages,
-    )
-
-
-def stage(skip: str | None = None, memory: int = 1, **params: Any) -> Stage:
-    return Stage("s", "test", params, skip, "", memory, 1)
-
-
-def key(of: Kind, *, epoch: int = 1, below: str = EMPTY_STACK, **settings: Any) -> str:
+def key(of: Kind, *, epoch: int = 1, below: str = "0" * 64, **settings: Any) -> str:
     nodes = plan(recipe(stage(**settings), epoch=epoch), Lock("r", ""), {"test": of})
-    return nodes[0].key(below)
+    return nodes[0].key([below])
 
 
 def test_the_same_inputs_give_the_same_key() -> None:
@@ -99,7 +66,14 @@ def test_a_wheel_that_no_stage_takes_is_told() -> None:
 
 
 def test_a_stage_sees_every_layer_below_not_only_the_topmost() -> None:
-    assert stack_digest(stack_digest(EMPTY_STACK, "a"), "c") != stack_digest(stack_digest(EMPTY_STACK, "b"), "c")
+    assert stack_digest(["a", "c"]) != stack_digest(["b", "c"])
+
+
+def test_a_stage_is_over_all_below_but_those_of_kinds_that_it_does_not_see() -> None:
+    kinds = {"test": kind(), "apart": kind(name="apart", unseen=frozenset({"apart"}))}
+    names = ("test", "apart", "apart", "test", "apart")
+    nodes = plan(recipe(*(stage(name=f"{n}", kind=name) for n, name in enumerate(names))), Lock("r", ""), kinds)
+    assert [node.over for node in nodes] == [(), (0,), (0,), (0, 1, 2), (0, 3)]
 
 
 def test_a_copied_file_counts_by_content_and_x_bit_not_by_time_or_other_modes(tmp_path: Path) -> None:

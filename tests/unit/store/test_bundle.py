@@ -31,7 +31,7 @@ def layer(store: Store, stage: str, content: bytes) -> Layer:
         (draft.upper / "opt/big").write_bytes(content)
         (draft.upper / "opt/link").symlink_to("big")
         tree.normalise(draft.upper, 1000, (0, 1 << 62))
-        facts = {"recipe": "demo", "stage": stage, "kind": "files", "body": body}
+        facts = {"recipe": "demo", "stage": stage, "kind": "files", "body": body, "over": []}
         return draft.commit(tree.scan(draft.upper), facts)
 
 
@@ -199,7 +199,7 @@ def archive(*members: tuple[str, bytes, bytes]) -> bytes:
 
 
 def table(**more: object) -> tuple[str, bytes, bytes]:
-    return "builder-store.json", b"0", json.dumps({"format": 1, "blobs": [], "layers": [], **more}).encode()
+    return "builder-store.json", b"0", json.dumps({"format": 2, "blobs": [], "layers": [], **more}).encode()
 
 
 ONE = blob(b"one")
@@ -231,13 +231,13 @@ def test_a_member_that_no_export_has_stops_the_import(other: Store, tmp_path: Pa
 
 
 BODY = {"a": 1}
-FACTS = {"recipe": "r", "stage": "s", "kind": "k", "body": BODY}
+FACTS = {"recipe": "r", "stage": "s", "kind": "k", "body": BODY, "over": []}
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        {"format": 2},
+        {"format": 1},
         {"blobs": [["x", "../../etc/passwd", 1]]},
         {"blobs": [["\x1b[2J", "0" * 64, 1]]},
         {"blobs": [["x", 1, 1]]},

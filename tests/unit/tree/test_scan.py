@@ -211,6 +211,18 @@ def test_recent_and_future_times_become_the_epoch_and_old_ones_whole_seconds(tre
     assert (found["link"], found["etc"]) == (EPOCH, 199)
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_mark_that_hides_nothing_is_dropped(tree: Path, tmp_path: Path, there: bool) -> None:
+    os.setxattr(tree / "etc", "user.overlay.opaque", b"y")
+    lower = [tmp_path / "lowest", tmp_path / "lower"]
+    for folder in lower:
+        folder.mkdir()
+    if there:
+        (lower[0] / "etc").mkdir()
+    normalise(tree, EPOCH, NEVER, lower)
+    assert by_path(scan(tree))["etc"].opaque == there
+
+
 def test_dropping_a_socket_does_not_touch_its_folders_time(tree: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(os.fspath(tree / "etc/sock"))
