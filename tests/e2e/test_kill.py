@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -54,8 +53,8 @@ class Victim:
         left = {path.name for path in (self.of.store / "tmp").iterdir()}
         assert left <= {"partial", "logs"}
 
-    def start(self, *prefix: str) -> subprocess.Popen[bytes]:
-        argv = [*prefix, *self.of.argv("build", "recipes/tiny")]
+    def start(self) -> subprocess.Popen[bytes]:
+        argv = self.of.argv("build", "recipes/tiny")
         return self.of.user.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -101,26 +100,40 @@ def kill_after(victim: Victim, point: int) -> None:
     victim.check()
 
 
+DIES = """
+import os, signal, sys, threading
+lock, left = threading.Lock(), int(sys.argv.pop(1))
+def counted(call):
+    def wrapped(*arguments, **options):
+        global left
+        with lock:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
+    return wrapped
+os.rename, os.replace = counted(os.rename), counted(os.replace)
+from builder.cli import main
+main()
+"""
+"""The builder, killed when one of its threads is about to make the N-th rename of all."""
+
+
 def test_killed_where_a_file_is_about_to_be_renamed(root_user: User, victim_of: Callable[[User], Victim]) -> None:
     victim = victim_of(root_user)
-    calls = "rename,renameat,renameat2"
-    trace = ("strace", "-f", "-qq", "-e", f"trace={calls}")
-    log = victim.of.folder / "renames"
-    victim.undo()
-    with victim.start(*trace, "-o", str(log)) as running:
-        running.communicate()
-    pairs = re.findall(r'rename\w*\(.*?"(/[^"]+)".*?"(/[^"]+)"', log.read_text())
-    passing = re.compile(rf"{re.escape(str(victim.of.store))}/tmp/|.*/\.pack-")
-    lasting = [next((path for path in pair if not passing.match(path)), "") for pair in pairs]
-    points = [(path, lasting[: number + 1].count(path)) for number, path in enumerate(lasting) if path]
-    assert len(points) > 6  # layer dropped, layer placed, sums, manifest, bill, template, sums, record
-    for path, number in points:
+    python, *_, recipe = victim.of.argv("build", "recipes/tiny")
+    number = 0
+    while True:
+        number += 1
         victim.undo()
-        inject = f"inject={calls}:signal=KILL:when={number}"
-        with victim.start(*trace, "-o", "/dev/null", "-e", inject, "-P", path) as running:
+        argv = [python, "-c", DIES, str(number), "build", recipe]
+        with victim.of.user.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
             said = running.communicate()
-        assert running.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), (path, number, said)
         victim.check()
+        if running.returncode == 0:
+            break
+        assert running.returncode == -signal.SIGKILL, said
+    assert number > 6  # layer dropped, layer placed, sums, manifest, bill, template, sums, record
 
 
 def test_killed_while_the_base_is_made(root_user: User, tiny: Callable[[User], Path]) -> None:
