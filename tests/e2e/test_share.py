@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import User
+from conftest import HOUSE, User
 from project import Project, project
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.usefixtures("no_leftovers")]
@@ -78,6 +78,27 @@ def test_with_a_warm_store_a_second_job_builds_nothing(user: User, exports: Call
     assert job.builder("store", "verify").returncode == 0
     again = taken(job, exported.path)
     assert (again["blobs"], again["layers"], again["left_out"]) == (0, 0, [])
+
+
+def test_the_job_of_ci_takes_its_cache_and_makes_it_anew_when_it_is_damaged(root_user: User, tiny: Tiny) -> None:
+    cache = root_user.home / f"ci-cache-{time.monotonic_ns()}"
+    archive, key = cache / "store.tar", cache / "key"
+
+    def job(name: str, *prefix: str, store: Path | None = None) -> tuple[str, str]:
+        of = fresh(root_user, name, store=store)
+        done = of.user.run([*prefix, str(HOUSE / "scripts/ci-cache"), str(cache), str(of.folder / "recipes/tiny")])
+        assert done.returncode == 0, done.stderr.decode()
+        said = done.stdout.decode() + done.stderr.decode()
+        assert key.read_bytes() == of.builder("key", "recipes/tiny").stdout
+        assert ("exported" in said) == (name != "second")
+        return re.findall("sha256:([0-9a-f]{64})", said)[0], said
+
+    first, _ = job("first", store=tiny(root_user))
+    assert job("second", "unshare", "--net")[0] == first, "it needs no network: the cache has all"
+    os.truncate(archive, archive.stat().st_size - (1 << 20))
+    again, said = job("third")
+    assert again == first
+    assert "left out" in said
 
 
 @pytest.mark.parametrize(("giver", "taker"), [("root_user", "ordinary_user"), ("ordinary_user", "root_user")])

@@ -13,6 +13,7 @@ import yaml
 
 from builder.cli import cli
 
+SCRIPT = Path(__file__).parents[2] / "scripts/ci-cache"
 JOBS = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs/ci.md").read_text(), re.DOTALL)
 
 
@@ -25,7 +26,8 @@ def scripts(job: dict[str, Any]) -> list[str]:
 def test_the_jobs_are_sound(text: str) -> None:
     lines = scripts(yaml.safe_load(text))
     subprocess.run(["bash", "-n"], input="\n".join(lines), text=True, check=True)
-    called = re.findall(r"\.venv/bin/builder ((?:store )?\w+)", "\n".join(lines))
+    run = "\n".join(line.replace('scripts/ci-cache .cache "$RECIPE"', SCRIPT.read_text()) for line in lines)
+    called = re.findall(r"builder\"? ((?:store )?\w+)", run)
     assert sorted(called) == ["key", "store export", "store import", "template"]
     for words in called:
         command: click.Command | None = cli
