@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from builder.pack import bill, content, manifest, publish, rights, sbom
 from builder.pack.compare import KINDS as DIFFERENCE_KINDS
 from builder.pack.compare import Difference, compare
 from builder.pack.content import Layer
+from builder.pack.earlier import Earlier, Reading
 from builder.pack.info import Info, StageInfo
+from builder.pack.make import Work, make
 from builder.pack.manifest import FORM
 from builder.pack.rights import May, Part, read_on, strictest
 from builder.pack.segment import FORMAT, cut
 from builder.pack.verify import Checked, verify
-from builder.pack.write import DamagedTemplateError, Earlier, write_template
+from builder.pack.write import Written
 from builder.progress import Progress, Silent
 from builder.recipe.model import Target
 
@@ -88,30 +91,29 @@ def pack(
     then `dest` is as it was.
     """
     progress = progress or Silent()
-    jobs = jobs or os.cpu_count() or 1
     template = file_name(name, version, architecture)
-    _, told_name, bill_name = (path.name for path in parts(dest / template))
-    members = content.gather(layers)
-    segments = tuple(cut(members, level))
-    with publish.workplace(dest) as scratch:
-        earlier = None if previous is None else _known(previous)
-        place = scratch / template
-        try:
-            written = write_template(place, segments, level, jobs, earlier, progress)
-        except DamagedTemplateError:
-            progress.say(f"{previous} is damaged: not used, packing everything again")
-            place.unlink()
-            written = write_template(place, segments, level, jobs, None, progress)
-        told = manifest.render(
-            info, members, written, name=name, version=version, architecture=architecture, level=level, epoch=epoch
-        )
-        listed = sbom.render(info, members, name=name, version=version, sha256=written.sha256, epoch=epoch)
-        sums = {
-            template: written.sha256,
-            told_name: publish.write_text(scratch / told_name, told),
-            bill_name: publish.write_text(scratch / bill_name, listed),
-        }
-        publish.place(scratch, dest, template, sums)
+    with publish.workplace(dest) as scratch, ExitStack() as stack:
+        reading = None if previous is None else _reading(previous)
+        if reading is not None:
+            stack.callback(reading.close)
+        members = content.gather(layers)
+        segments = tuple(cut(members, level))
+
+        def tell(written: Written) -> Mapping[str, str]:
+            """Describe the template in `scratch`; the sha256 of all that is to be placed."""
+            told = manifest.render(
+                info, members, written, name=name, version=version, architecture=architecture, level=level, epoch=epoch
+            )
+            listed = sbom.render(info, members, name=name, version=version, sha256=written.sha256, epoch=epoch)
+            _, told_path, bill_path = parts(scratch / template)
+            return {
+                template: written.sha256,
+                told_path.name: publish.write_text(told_path, told),
+                bill_path.name: publish.write_text(bill_path, listed),
+            }
+
+        work = Work(segments, level, jobs or os.cpu_count() or 1, scratch, dest, template, tell)
+        written = make(work, reading, progress)
     return Packed(
         dest / template, written.sha256, written.size, written.tar_size, len(members), len(segments), written.reused
     )
@@ -168,8 +170,12 @@ def newest(dest: Path, name: str, architecture: str) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
-def _known(previous: Path) -> Earlier | None:
-    return Earlier.load(previous, _manifest_of(previous), publish.read_sums(previous.parent))
+def _reading(previous: Path) -> Reading | None:
+    earlier = Earlier.load(previous, _manifest_of(previous), publish.read_sums(previous.parent))
+    try:
+        return None if earlier is None else Reading(earlier)
+    except OSError:
+        return None
 
 
 def _manifest_of(template: Path) -> Path:

@@ -8,12 +8,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from builder.errors import BuilderError
-from builder.store.files import sha256_of
+from builder.store.files import sha256_of, sync
 
 SUMS = "SHA256SUMS"
 _WORK = ".pack-"
@@ -49,22 +49,44 @@ def _failure(error: OSError, dest: Path) -> BuilderError:
     return BuilderError(what, where=error.filename or dest, hint=hint)
 
 
-def place(scratch: Path, dest: Path, template: str, sums: Mapping[str, str]) -> None:
+def place(scratch: Path, dest: Path, template: str, sums: Mapping[str, str], *, stays: bool = False) -> None:
     """Move the files named in `sums` (name to sha256) from `scratch` to `dest`; `template` is the one that counts.
 
     While a template is replaced neither the old nor the new one is there: the old one goes first, the new one comes
-    after all that describes it, and `SHA256SUMS` last. Raises OSError.
+    after all that describes it, and `SHA256SUMS` last. With `stays` it is there already, read and found to be the
+    new one. Raises OSError.
     """
     known = read_sums(dest)
-    if all(known.get(name) == digest and _has(dest / name, digest) for name, digest in sums.items()):
+    there = {template} if stays else set()
+    if all(known.get(name) == digest and (name in there or _has(dest / name, digest)) for name, digest in sums.items()):
         return
-    kept = {name: digest for name, digest in known.items() if name not in sums and (dest / name).exists()}
-    if known != kept:
-        _write_sums(scratch, dest, kept)
-    (dest / template).unlink(missing_ok=True)
-    for name in sorted(sums, key=lambda name: (name == template, name)):
+    _forget(scratch, dest, sums)
+    kept = read_sums(dest)
+    if not stays:
+        (dest / template).unlink(missing_ok=True)
+    for name in sorted(sums.keys() - there, key=lambda name: (name == template, name)):
         os.replace(scratch / name, dest / name)
     _write_sums(scratch, dest, kept | dict(sums) | _unlisted(dest, kept | dict(sums)))
+
+
+def withdraw(scratch: Path, dest: Path, template: str, names: Iterable[str]) -> None:
+    """Move `template` from `dest` to `scratch`, after `SHA256SUMS` tells nothing of `names` any more.
+
+    All that is on the disk before this returns: what is then written to the file is never seen in `dest`, not even
+    after a power cut. Raises OSError.
+    """
+    _forget(scratch, dest, names)
+    os.rename(dest / template, scratch / template)
+    sync(dest)
+
+
+def _forget(scratch: Path, dest: Path, names: Iterable[str]) -> None:
+    """Take `names`, and what is not there, off `SHA256SUMS`."""
+    known = read_sums(dest)
+    gone = set(names)
+    kept = {name: digest for name, digest in known.items() if name not in gone and (dest / name).exists()}
+    if known != kept:
+        _write_sums(scratch, dest, kept)
 
 
 def write_text(path: Path, text: str) -> str:
@@ -96,11 +118,7 @@ def _write_sums(scratch: Path, dest: Path, sums: Mapping[str, str]) -> None:
         os.replace(scratch / SUMS, dest / SUMS)
     else:  # sha256sum(1) takes an empty list for a damaged one
         (dest / SUMS).unlink(missing_ok=True)
-    descriptor = os.open(dest, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(dest)
 
 
 def _unlisted(dest: Path, sums: Mapping[str, str]) -> dict[str, str]:

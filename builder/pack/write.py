@@ -3,68 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Protocol
 
+from builder.pack.earlier import STEP, DamagedTemplateError, Earlier, Reading, Record
 from builder.pack.frame import Chain, Frame, compress, end_frame
 from builder.pack.segment import MOST, Segment
 from builder.progress import Progress
-from builder.store.files import sha256_of, write_all
-
-
-class Record(NamedTuple):
-    """Where a segment's frame lies in a template."""
-
-    identity: str  # of the segment
-    offset: int
-    length: int
-    tar_size: int  # bytes that it unpacks to
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """A template whose frames may be copied."""
-
-    path: Path
-    sha256: str
-    frames: Mapping[str, Record]
-
-    @classmethod
-    def load(cls, path: Path, manifest: Path, sums: Mapping[str, str]) -> Earlier | None:
-        """The template at `path` with the frames that `manifest` tells of.
-
-        None when one of them is missing or not as `sums` (file name to sha256) has it. The template's own bytes
-        are looked at when they are used.
-        """
-        try:
-            text = manifest.read_bytes()
-            if hashlib.sha256(text).hexdigest() != sums[manifest.name]:
-                return None
-            told = json.loads(text)
-            size = path.stat().st_size
-            records = [Record(*row) for row in told["frames"]]
-            if told["size"] != size or not all(_lies_within(size, record) for record in records):
-                return None
-            return cls(path, sums[path.name], {record.identity: record for record in records})
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-
-
-def _lies_within(size: int, record: Record) -> bool:
-    numbers = record.offset, record.length, record.tar_size
-    return all(type(number) is int and number >= 0 for number in numbers) and record.offset + record.length <= size
-
-
-class DamagedTemplateError(Exception):
-    """The earlier template is not what its manifest says."""
+from builder.store.files import write_all
 
 
 @dataclass(frozen=True)
@@ -78,47 +30,58 @@ class Written:
     reused: int  # segments whose frames were copied
 
 
+class Output(Protocol):
+    """Where the frames of a new template go, in order."""
+
+    def add(self, data: bytes) -> None:
+        """Go on with new bytes. Raises OSError."""
+
+    def keep(self, start: int, length: int) -> None:
+        """Go on with a part of the earlier template. Raises OSError or DamagedTemplateError."""
+
+
 def write_template(
-    path: Path, segments: Sequence[Segment], level: int, jobs: int, earlier: Earlier | None, progress: Progress
+    out: Output,
+    segments: Sequence[Segment],
+    reusable: Mapping[str, Record],
+    level: int,
+    jobs: int,
+    reading: Reading | None,
+    progress: Progress,
 ) -> Written:
-    """Make the template at `path` with `jobs` threads; its sha256 is taken while it is written, and it ends on disk.
+    """Make the template of `segments` in `out` with `jobs` threads, `reusable` frames from the one that is `reading`.
 
-    Frames are copied from `earlier` while all of it is hashed, by blocks that both files share where the file system
-    can do that (copy_file_range(2)). Memory: about 50 MB, and for each thread four segments.
+    Its sha256 is taken meanwhile, up to the first new frame with the earlier template's. Memory: about 50 MB, and for
+    each thread four segments.
     Raises BuilderError when a layer's file is not what it was, OSError when the disk is full, DamagedTemplateError when
-    `earlier` is damaged; then `path` holds nothing of use.
+    the earlier template is damaged; then `out` holds nothing of use.
     """
-    reusable = _reusable(segments, earlier)
     records: list[Record] = []
-    with (
-        open(path, "xb", buffering=0) as file,
-        open(earlier.path if earlier is not None else os.devnull, "rb", buffering=0) as source,
-        ThreadPoolExecutor(1) as beside,
-        closing(_frames(segments, reusable, level, jobs)) as frames,
-        progress.task("pack", sum(map(_size, segments))) as task,
-    ):
-        sound = beside.submit(_is_sound, earlier) if earlier is not None and reusable else None
-        out = _Output(file.fileno())
+    total = _Sum(reading)
+    with closing(_frames(segments, reusable, level, jobs)) as frames, progress.task("pack", _size(segments)) as task:
         for segment, frame in frames:
-            start = out.size
+            start = total.size
             if isinstance(frame, Record):
-                out.copy(source.fileno(), frame.offset, frame.length)
+                out.keep(frame.offset, frame.length)
+                total.keep(frame.offset, frame.length)
             else:
-                out.write(frame.data)
-            records.append(Record(segment.identity, start, out.size - start, frame.tar_size))
-            task.advance(_size(segment))
+                out.add(frame.data)
+                total.add(frame.data)
+            records.append(Record(segment.identity, start, total.size - start, frame.tar_size))
+            task.advance(_size([segment]))
         end = end_frame(level)
-        out.write(end.data)
-        if sound is not None and not sound.result():
-            raise DamagedTemplateError
-        os.fsync(file.fileno())
+        out.add(end.data)
+        total.add(end.data)
+        sha256 = total.hexdigest()
+    if reading is not None and not reading.is_sound():
+        raise DamagedTemplateError
     tar_size = sum(record.tar_size for record in records) + end.tar_size
-    return Written(out.digest.hexdigest(), out.size, tar_size, tuple(records), len(reusable))
+    return Written(sha256, total.size, tar_size, tuple(records), len(reusable))
 
 
-def _reusable(segments: Sequence[Segment], earlier: Earlier | None) -> Mapping[str, Record]:
-    """The frames to copy. A large file's come all from there or none: it is verified as a whole."""
-    known = {} if earlier is None else earlier.frames
+def reusable(segments: Sequence[Segment], earlier: Earlier) -> Mapping[str, Record]:
+    """The frames to take over. A large file's come all from there or none: it is verified as a whole."""
+    known = earlier.frames
     incomplete = {
         segment.pieces[0].member.entry.path
         for segment in segments
@@ -135,15 +98,8 @@ def _is_large(segment: Segment) -> bool:
     return segment.pieces[0].member.entry.size > MOST
 
 
-def _size(segment: Segment) -> int:
-    return sum(piece.stop - piece.start for piece in segment.pieces)
-
-
-def _is_sound(earlier: Earlier) -> bool:
-    try:
-        return sha256_of(earlier.path) == earlier.sha256
-    except OSError:
-        return False
+def _size(segments: Iterable[Segment]) -> int:
+    return sum(piece.stop - piece.start for segment in segments for piece in segment.pieces)
 
 
 def _frames(
@@ -185,33 +141,59 @@ def _ready(segment: Segment, found: Record | Future[Frame]) -> tuple[Segment, Fr
     return segment, found.result() if isinstance(found, Future) else found
 
 
-@dataclass
-class _Output:
-    """A file that is written from its start, and the digest of what is in it."""
+class _Sum:
+    """The sha256 and size of a new template. As long as it is the same as the earlier one nothing is hashed again."""
 
-    descriptor: int
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-    size: int = 0
+    def __init__(self, reading: Reading | None) -> None:
+        self.size = 0
+        self._reading = reading
+        self._digest: hashlib._Hash | None = None
+        self._start, self._stop = 0, 0  # a part of the earlier template that comes next
 
-    def write(self, data: bytes | memoryview) -> None:
-        write_all(self.descriptor, data)
-        self._count(data)
-
-    def copy(self, source: int, start: int, length: int) -> None:
-        """Append a part of the file open as `source`. Raises DamagedTemplateError when it ends before."""
-        try:
-            data = os.pread(source, length, start)
-        except OSError as error:
-            raise DamagedTemplateError from error
-        if len(data) != length:
-            raise DamagedTemplateError
-        done = 0
-        with suppress(OSError):  # where it does not work between two files, they are written
-            while copied := os.copy_file_range(source, self.descriptor, length - done, start + done):
-                done += copied
-        write_all(self.descriptor, memoryview(data)[done:])
-        self._count(data)
-
-    def _count(self, data: bytes | memoryview) -> None:
-        self.digest.update(data)
+    def add(self, data: bytes) -> None:
+        self._settled().update(data)
         self.size += len(data)
+
+    def keep(self, start: int, length: int) -> None:
+        if start != self._stop or (self._digest is not None and self._stop - self._start >= STEP):
+            self._settled()
+            self._start = start
+        self._stop = start + length
+        self.size += length
+
+    def hexdigest(self) -> str:
+        return self._settled().hexdigest()
+
+    def _settled(self) -> hashlib._Hash:
+        if self._reading is None:
+            self._digest = self._digest or hashlib.sha256()
+        elif self._digest is None:
+            self._digest = self._reading.until(self._stop)
+        else:
+            self._reading.add(self._digest, self._start, self._stop - self._start)
+        self._start = self._stop
+        return self._digest
+
+
+class NewFile:
+    """A template in a file of its own, empty and open as `descriptor`.
+
+    What is kept of the earlier template are blocks that both files share where the file system can do that
+    (copy_file_range(2)).
+    """
+
+    def __init__(self, descriptor: int, reading: Reading | None) -> None:
+        self._descriptor = descriptor
+        self._reading = reading
+
+    def add(self, data: bytes) -> None:
+        write_all(self._descriptor, data)
+
+    def keep(self, start: int, length: int) -> None:
+        assert self._reading is not None
+        stop = start + length
+        with suppress(OSError):  # where it does not work between two files, they are written
+            while copied := os.copy_file_range(self._reading.descriptor, self._descriptor, stop - start, start):
+                start += copied
+        for part in self._reading.parts(start, stop - start):
+            write_all(self._descriptor, part)

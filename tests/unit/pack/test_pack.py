@@ -16,54 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
 
 from builder.errors import BuilderError
-from builder.lock.model import Blob, Deb, Wheel
-from builder.pack import Info, Layer, Packed, StageInfo, newest, pack, parts
+from builder.pack import Layer, newest, pack, parts
 from builder.pack.content import Member
 from builder.pack.segment import MOST, Segment, cut
-from builder.recipe.model import Target, Venv
 from builder.tree import Entry, scan
-
-EPOCH = 1_760_572_800
-BLOB = Blob("a" * 64, 10, "curl_7.88.1-10_amd64.deb", ("http://deb.debian.org/debian/pool/main/c/curl/curl.deb",))
-WHEEL = Blob("b" * 64, 20, "vllm-0.10.2-cp38-abi3-manylinux1_x86_64.whl", ("https://files.pythonhosted.org/v.whl",))
-INFO = Info(
-    recipe="demo",
-    variant="pypi",
-    recipe_digest="d" * 64,
-    distribution="debian",
-    release="bookworm",
-    stages=(StageInfo("base", "debian", "k" * 64, "e" * 64, 5),),
-    debs=(Deb("curl", "7.88.1-10", "amd64", "bookworm", BLOB),),
-    wheels=(Wheel("vllm", "0.10.2", WHEEL, "2025-09-13T00:00:00Z"),),
-    urls=(("driver", Blob("c" * 64, 30, "driver.run", ("https://us.download.nvidia.com/driver.run",))),),
-    target=Target("Card", "12.0", 2, 16311),
-    venvs=(Venv("vllm", "/opt/vllm", "/usr/bin/python3.11", ("vllm==0.10.2",), (), (), "2025-10-16T00:00:00Z", ""),),
-)
-
-
-def tree_of(root: Path, files: dict[str, bytes]) -> Path:
-    root.mkdir(parents=True)
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    for path in [root, *root.rglob("*")]:
-        os.utime(path, (EPOCH, EPOCH))
-    return root
-
-
-def make(trees: list[Path], dest: Path, **options: Any) -> Packed:
-    return pack_layers([Layer(tree.name, scan(tree), tree) for tree in trees], dest, **options)
-
-
-def pack_layers(layers: list[Layer], dest: Path, **options: Any) -> Packed:
-    settings: dict[str, Any] = {"version": "1", "level": 3, "epoch": EPOCH, "info": INFO, "jobs": 2} | options
-    return pack(layers, dest, name="demo", architecture="amd64", **settings)
+from tests.unit.pack.packing import EPOCH, INFO, make, pack_layers, tree_of
 
 
 def contents(template: Path) -> tarfile.TarFile:
@@ -221,14 +183,14 @@ def test_a_bad_sector_in_the_earlier_template_costs_time_only(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make([tree], tmp_path / "one")
-    real = os.pread
+    real = os.preadv
 
-    def pread(descriptor: int, length: int, start: int) -> bytes:
+    def preadv(descriptor: int, buffers: list[memoryview], start: int) -> int:
         if os.path.samestat(os.fstat(descriptor), first.path.stat()):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(descriptor, length, start)
+        return real(descriptor, buffers, start)
 
-    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(os, "preadv", preadv)
     again = make([tree], tmp_path / "two", previous=first.path)
     assert (again.sha256, again.reused) == (first.sha256, 0)
 
@@ -431,7 +393,7 @@ PACK_FOREVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_pack import make
+from packing import make
 print("ready", flush=True)
 for number in range(10_000):
     make([Path(sys.argv[1]) / "base", Path(sys.argv[1]) / str(number % 2)], Path(sys.argv[1]) / "out")
