@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,12 +100,23 @@ def pack(
         members = content.gather(layers)
         segments = tuple(cut(members, level))
 
+        beside = stack.enter_context(ThreadPoolExecutor(1))  # what can be told before the template is made
+        files = beside.submit(manifest.files, members)
+        draft = beside.submit(sbom.draft, info, members, name=name, version=version, epoch=epoch)
+
         def tell(written: Written) -> Mapping[str, str]:
             """Describe the template in `scratch`; the sha256 of all that is to be placed."""
             told = manifest.render(
-                info, members, written, name=name, version=version, architecture=architecture, level=level, epoch=epoch
+                info,
+                files.result(),
+                written,
+                name=name,
+                version=version,
+                architecture=architecture,
+                level=level,
+                epoch=epoch,
             )
-            listed = sbom.render(info, members, name=name, version=version, sha256=written.sha256, epoch=epoch)
+            listed = sbom.finish(draft.result(), written.sha256)
             _, told_path, bill_path = parts(scratch / template)
             return {
                 template: written.sha256,

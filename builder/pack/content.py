@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,8 @@ def gather(layers: Sequence[Layer]) -> list[Member]:
     """
     indexes = [layer.index for layer in layers]
     paths = {entry.path: entry for entries in merge(indexes) for entry in entries}
-    hidden = [Entry(path, "whiteout") for path in paths if _is_left_out(path)]
+    left_out = re.compile("|".join(fnmatch.translate(pattern) for pattern, _ in LEFT_OUT))
+    hidden = [Entry(path, "whiteout") for path in filter(left_out.match, paths)]
     emptied = [
         Entry(path, "file", mode=0o444, mtime=paths[path].mtime, sha256=_NO_BYTES) for path in EMPTIED if path in paths
     ]
@@ -76,7 +78,3 @@ def gather(layers: Sequence[Layer]) -> list[Member]:
         for entry in entries
     ]
     return sorted(members, key=lambda member: order(member.entry.path))
-
-
-def _is_left_out(path: str) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern, _ in LEFT_OUT)

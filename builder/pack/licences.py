@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from email.parser import HeaderParser
-from pathlib import PurePosixPath
 
 from packaging.utils import canonicalize_name
 
@@ -13,6 +12,8 @@ from builder.pack.content import Member
 
 _SHORT = 120  # a `License` field longer than this is the licence's text and not its name
 _CLASSIFIER = "License :: "
+_METADATA = re.compile(r"[^/]\.dist-info/METADATA\Z")
+_COPYRIGHT = re.compile(r"usr/share/doc/([^/]+)/copyright")
 
 
 def wheel_licences(members: Iterable[Member]) -> Mapping[tuple[str, str], tuple[str, ...]]:
@@ -23,10 +24,9 @@ def wheel_licences(members: Iterable[Member]) -> Mapping[tuple[str, str], tuple[
     """
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for member in members:
-        path = PurePosixPath(member.entry.path)
-        if path.name != "METADATA" or path.parent.suffix != ".dist-info" or member.entry.type != "file":
+        if not _METADATA.search(member.entry.path) or member.entry.type != "file":
             continue
-        fields = HeaderParser().parsestr(_text(member))
+        fields = HeaderParser().parsestr(_text(member).partition("\n\n")[0])
         name, version = fields.get("Name", ""), fields.get("Version", "")
         classifiers = [str(line) for line in fields.get_all("Classifier", []) if str(line).startswith(_CLASSIFIER)]
         for said in (
@@ -45,7 +45,7 @@ def deb_licences(members: Iterable[Member]) -> Mapping[str, tuple[str, ...]]:
     """Each Debian package to the short names in its machine-readable copyright file (DEP 5), where it has one."""
     found = {}
     for member in members:
-        match = re.fullmatch(r"usr/share/doc/([^/]+)/copyright", member.entry.path)
+        match = _COPYRIGHT.fullmatch(member.entry.path)
         if match is None or member.entry.type != "file":
             continue
         text = _text(member)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
-from uuid import NAMESPACE_URL, uuid5
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, Property, XsUri
 from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.dependency import Dependency
 from cyclonedx.model.license import DisjunctiveLicense, License, LicenseAcknowledgement
 from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
@@ -27,8 +29,17 @@ from builder.tree import Entry
 _MAY = "builder:may-be-passed-on"
 
 
-def render(info: Info, members: Sequence[Member], *, name: str, version: str, sha256: str, epoch: int) -> str:
-    """The CycloneDX JSON of the template `name` `version`, whose file has the digest `sha256`.
+_STAND_IN = hashlib.sha256(b"the template's own digest").hexdigest()
+"""In the place of what is known last."""
+
+
+def finish(draft: str, sha256: str) -> str:
+    """The CycloneDX JSON of the template whose file has the digest `sha256`, from its `draft`."""
+    return draft.replace(_STAND_IN, sha256).replace(str(_serial_number(_STAND_IN)), str(_serial_number(sha256)))
+
+
+def draft(info: Info, members: Sequence[Member], *, name: str, version: str, epoch: int) -> str:
+    """All that can be said of the template `name` `version` before it is made; `finish` makes it whole.
 
     Every locked input is a component with its hash, where it can be had and whether it may be passed on (`rights`).
     The serial number is made from the digest and the timestamp is `epoch`: nothing in it depends on when it was made.
@@ -43,7 +54,7 @@ def render(info: Info, members: Sequence[Member], *, name: str, version: str, sh
         version=version,
         type=ComponentType.CONTAINER,
         bom_ref="template",
-        hashes=_hashes(sha256),
+        hashes=_hashes(_STAND_IN),
         properties=[
             Property(name="builder:recipe", value=info.recipe),
             Property(name="builder:recipe-digest", value=info.recipe_digest),
@@ -52,13 +63,18 @@ def render(info: Info, members: Sequence[Member], *, name: str, version: str, sh
             *(Property(name="builder:own-use-only", value=f"/{program.name}") for program in programs),
         ],
     )
+    parts = [Dependency(component.bom_ref) for component in components]
     bom = Bom(
         components=components,
-        serial_number=uuid5(NAMESPACE_URL, f"sha256:{sha256}"),
+        dependencies=[Dependency(root.bom_ref, parts), *parts],
+        serial_number=_serial_number(_STAND_IN),
         metadata=BomMetaData(component=root, timestamp=datetime.fromtimestamp(epoch, timezone.utc)),
     )
-    bom.register_dependency(root, components)
     return make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1) + "\n"
+
+
+def _serial_number(sha256: str) -> UUID:
+    return uuid5(NAMESPACE_URL, f"sha256:{sha256}")
 
 
 def _program(entry: Entry) -> Part | None:

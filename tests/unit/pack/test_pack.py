@@ -19,11 +19,14 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
+from builder import canonical
 from builder.errors import BuilderError
-from builder.pack import Layer, newest, pack, parts
+from builder.pack import Layer, manifest, newest, pack, parts
 from builder.pack.content import Member
-from builder.pack.segment import MOST, Segment, cut
+from builder.pack.segment import MOST, Segment, cut, row
 from builder.tree import Entry, scan
 from tests.unit.pack.packing import EPOCH, INFO, make, pack_layers, tree_of
 
@@ -472,3 +475,38 @@ def test_a_layer_of_an_earlier_run_is_read_again_and_a_new_one_is_not(tmp_path: 
     with pytest.raises(BuilderError, match="changed after it was captured"):
         pack([Layer("base", index, tree)], tmp_path / "old", **settings)
     assert pack([Layer("base", index, tree, is_new=True)], tmp_path / "new", **settings).files == 2
+
+
+ENTRIES = st.builds(
+    Entry,
+    path=st.text(),
+    type=st.sampled_from(["dir", "file", "link", "fifo", "hardlink"]),
+    mode=st.integers(0, 0o7777),
+    uid=st.integers(0, 1 << 31),
+    gid=st.integers(0, 1 << 31),
+    size=st.integers(0, 1 << 40),
+    mtime=st.integers(0, 1 << 40),
+    target=st.text(st.characters(codec=None), max_size=5),
+    sha256=st.just("a" * 64),
+    xattrs=st.lists(st.tuples(st.text(), st.binary()), max_size=2).map(tuple),
+    sparse=st.booleans(),
+)
+
+
+@given(ENTRIES)
+def test_a_member_is_identified_by_its_canonical_form(entry: Entry) -> None:
+    xattrs = [[name, value.hex()] for name, value in entry.xattrs]
+    all_but_data = [entry.path, entry.type, entry.mode, entry.uid, entry.gid, entry.size, entry.mtime, entry.target]
+    assert row(entry).encode() == canonical.encode([*all_but_data, entry.sha256, xattrs, entry.sparse])
+
+
+@given(ENTRIES)
+def test_the_manifest_tells_all_of_a_file(entry: Entry) -> None:
+    lines = manifest.files([Member(entry, "base", Path())]).splitlines()
+    assert lines[1] == json.dumps(json.loads(lines[1]), separators=(",", ":"))
+    told = json.loads(lines[1])
+    assert (told["path"], told["type"], told["mode"]) == (entry.path, entry.type, f"{entry.mode:04o}")
+    assert (told["uid"], told["gid"], told["mtime"]) == (entry.uid, entry.gid, entry.mtime)
+    assert (told.get("target", ""), told.get("sparse", False)) == (entry.target, entry.sparse)
+    assert told.get("xattrs", {}) == {name: value.hex() for name, value in entry.xattrs}
+    assert ("size" in told, "sha256" in told) == (entry.type == "file",) * 2
