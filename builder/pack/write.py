@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from builder.pack.earlier import STEP, DamagedTemplateError, Earlier, Reading, Record
-from builder.pack.frame import Chain, Frame, compress, end_frame
+from builder.pack.frame import Buffers, Chain, Frame, compress, end_frame
 from builder.pack.segment import MOST, Segment
 from builder.progress import Progress
 from builder.store.files import write_all
@@ -65,8 +65,9 @@ def write_template(
                 out.keep(frame.offset, frame.length)
                 total.keep(frame.offset, frame.length)
             else:
-                out.add(frame.data)
-                total.add(frame.data)
+                for data in (frame.data, frame.filler):
+                    out.add(data)
+                    total.add(data)
             records.append(Record(segment.identity, start, total.size - start, frame.tar_size))
             task.advance(_size([segment]))
         end = end_frame(level)
@@ -107,18 +108,18 @@ def _frames(
 ) -> Generator[tuple[Segment, Frame | Record], None, None]:
     """Each segment with its frame or where to copy it from, in order; `2 * jobs` are ahead of the one asked for."""
     pool = ThreadPoolExecutor(jobs)
-    buffers: SimpleQueue[bytearray] = SimpleQueue()
+    free: SimpleQueue[Buffers] = SimpleQueue()
     for _ in range(jobs):
-        buffers.put(bytearray())
+        free.put(Buffers())
     waiting: deque[tuple[Segment, Record | Future[Frame]]] = deque()
     chain: Chain | None = None
 
     def made(segment: Segment, chain: Chain | None) -> Frame:
-        buffer = buffers.get()
+        buffers = free.get()
         try:
-            return compress(segment, level, chain, buffer)
+            return compress(segment, level, chain, buffers)
         finally:
-            buffers.put(buffer)
+            free.put(buffers)
 
     try:
         for segment in segments:
