@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from builder.command import run
 from builder.lock.model import Blob
+from builder.stage import debfile
 
 PLACE = "/run/builder/repo"
 """Where the folder is shown in the sandbox: what apt writes about it is the same wherever the store lies."""
@@ -18,14 +18,29 @@ PLACE = "/run/builder/repo"
 def write(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path]) -> None:
     """Make `folder` a flat archive (sources.list(5)) of the .debs `blobs`, which `locate` finds.
 
-    Holds copies: whatever is done to them does not reach the store. Raises BuilderError for a file that is no .deb.
+    Holds them with nothing compressed: all processors do that here, where apt and dpkg would take one after the other,
+    and some twice. Raises BuilderError for a file that is no .deb.
     """
-    copy(folder, blobs, locate)
-    index = "\n".join(_paragraphs(folder, blobs)).encode(errors="surrogateescape")
+    folder.mkdir()
+
+    def paragraph(blob: Blob) -> str:
+        plain = folder / blob.filename
+        control = debfile.unpack(locate(blob), plain)
+        return f"{control.rstrip()}\nFilename: {plain.name}\nSize: {plain.stat().st_size}\nSHA256: {_sha256(plain)}\n"
+
+    with ThreadPoolExecutor() as pool:
+        index = "\n".join(pool.map(paragraph, blobs)).encode(errors="surrogateescape")
     listed = f" {hashlib.sha256(index).hexdigest()} {len(index)} Packages"
-    lines = ("Date: Thu, 01 Jan 1970 00:00:00 UTC", "SHA256:", listed, "")
     (folder / "Packages").write_bytes(index)
-    (folder / "Release").write_text("\n".join(lines))
+    (folder / "Release").write_text("\n".join(("Date: Thu, 01 Jan 1970 00:00:00 UTC", "SHA256:", listed, "")))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def copy(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path]) -> None:
@@ -33,13 +48,3 @@ def copy(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path]) ->
     folder.mkdir()
     for blob in blobs:
         shutil.copyfile(locate(blob), folder / blob.filename)
-
-
-def _paragraphs(folder: Path, blobs: Sequence[Blob]) -> Iterator[str]:
-    def control(blob: Blob) -> str:
-        fields = run(["dpkg-deb", "--field", str(folder / blob.filename)], env={"PATH": "/usr/bin:/bin"})
-        return fields.decode(errors="surrogateescape")
-
-    with ThreadPoolExecutor() as pool:
-        for blob, fields in zip(blobs, pool.map(control, blobs), strict=True):
-            yield f"{fields.rstrip()}\nFilename: {blob.filename}\nSize: {blob.size}\nSHA256: {blob.sha256}\n"

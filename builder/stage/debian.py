@@ -20,20 +20,31 @@ _SETUP = """\
 cd "$1"
 mkdir -p usr/bin usr/lib usr/lib64 usr/sbin
 ln -s usr/bin usr/lib usr/lib64 usr/sbin .
-echo force-unsafe-io >etc/dpkg/dpkg.cfg.d/builder
 echo 'APT::Sandbox::User "root";' >etc/apt/apt.conf.d/builder"""
 """The links of a merged /usr must be there before the first package is unpacked. apt would otherwise give up root or
 not, and so leave folders with other owners, as permissions of folders outside of the root happen to be."""
-_INSTALL = """\
-cd "$1" &&
-chroot . dpkg --install --force-depends var/cache/apt/archives/*.deb"""
+_RUN = "/run/builder/run"
+_INSTALL = f"""\
+set -eu
+{debs.NO_SERVICES}rmdir /run/lock
+dpkg --install --force-depends {aptrepo.PLACE}/*.deb
+[ ! -e /run/lock ] || cp -a /run/lock {_RUN}/
+[ ! -e /etc/machine-id ] || chmod 644 /etc/machine-id
+[ $# = 0 ] || apt-mark auto "$@"
+"""
 """All packages at once, by name: versions of apt install in different orders, and so give users different ids. Scripts
 find the programs of packages that are not installed yet, since mmdebstrap has extracted all of them before. dpkg, the
-template's own, configures by Depends; it does not sort by Pre-Depends, and would refuse."""
+template's own, configures by Depends; it does not sort by Pre-Depends, and would refuse. /run/lock and the mode of
+machine-id are what mmdebstrap leaves of them."""
+_ENVIRONMENT = {
+    **debs.ENVIRONMENT,
+    "DEBCONF_NONINTERACTIVE_SEEN": "true",
+    **dict.fromkeys(("LANG", "LANGUAGE", "LC_ALL"), "C.UTF-8"),
+}
+"""The one that mmdebstrap gives to packages' scripts."""
 _DROPPED = (
     "etc/apt/apt.conf.d/builder",
     "etc/apt/sources.list",
-    "etc/dpkg/dpkg.cfg.d/builder",
     "etc/hostname",
     "etc/resolv.conf",
 )
@@ -63,7 +74,7 @@ def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
 
 
 def _build(context: Context) -> None:
-    """Extract the packages with mmdebstrap from a local archive, install them with their own dpkg, then clean up.
+    """Extract the packages with mmdebstrap, install them in the layer with their own dpkg, then clean up.
 
     Raises BuilderError when mmdebstrap is not installed, when a package's script fails, or when other packages are
     installed than the locked ones.
@@ -84,8 +95,6 @@ def _build(context: Context) -> None:
             f"--architectures={context.recipe.distribution.architecture}",
             f"--include={','.join(params['Locked'])}",
             f"--setup-hook={_SETUP}",
-            f"--extract-hook={_INSTALL}",
-            f'--extract-hook=chroot "$1" apt-mark auto {" ".join(debs.automatic(params))}',
             params["Release"],
             _ROOT,
             f"deb [trusted=yes] copy://{aptrepo.PLACE} ./",
@@ -93,6 +102,11 @@ def _build(context: Context) -> None:
         env=debs.ENVIRONMENT,
         binds=[Bind(repository, aptrepo.PLACE), Bind(upper, _ROOT, writable=True)],
         host_root=True,
+    )
+    context.run(
+        ["sh", "-c", _INSTALL, "sh", *debs.automatic(params)],
+        env=_ENVIRONMENT,
+        binds=[Bind(repository, aptrepo.PLACE), Bind(debs.within(upper, "run/lock").parent, _RUN, writable=True)],
     )
     for name in _DROPPED:
         debs.within(upper, name).unlink(missing_ok=True)

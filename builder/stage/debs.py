@@ -21,6 +21,15 @@ ENVIRONMENT = {"HOME": "/run/builder", "PYTHONDONTWRITEBYTECODE": "1"}
 """For every installation: dpkg finds no .dpkg.cfg of the host's user, and what byte-compiles on purpose, with hashes
 since SOURCE_DATE_EPOCH is set (py_compile), is not forestalled by what imports and writes time stamps."""
 
+NO_SERVICES = f"""\
+if [ ! -e {POLICY} ]; then # let no package start its service
+    printf '#!/bin/sh\\nexit 101\\n' >{POLICY}
+    chmod 755 {POLICY}
+    trap 'rm {POLICY}' EXIT
+fi
+"""
+"""For the shell that installs packages: see invoke-rc.d(8)."""
+
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?")
 
 _LEFTOVERS = (

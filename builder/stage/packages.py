@@ -16,12 +16,7 @@ _KINDS = frozenset({"debian", "packages"})
 
 _INSTALL = f"""\
 set -eu
-if [ ! -e {debs.POLICY} ]; then # let no package start its service
-    printf '#!/bin/sh\\nexit 101\\n' >{debs.POLICY}
-    chmod 755 {debs.POLICY}
-    trap 'rm {debs.POLICY}' EXIT
-fi
-apt-get -q -y --no-remove install -o APT::Install-Recommends=false -o APT::Sandbox::User=root \\
+{debs.NO_SERVICES}apt-get -q -y --no-remove install -o APT::Install-Recommends=false -o APT::Sandbox::User=root \\
     -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o Dpkg::Use-Pty=false {aptrepo.PLACE}/*.deb
 [ $# = 0 ] || apt-mark auto "$@"
 """

@@ -14,7 +14,7 @@ import pytest
 from builder.errors import BuilderError, UsageError
 from builder.lock.model import Blob, Deb, DebRequest, Lock
 from builder.recipe.model import Distribution, Recipe, Stage
-from builder.stage import KINDS, aptrepo, debs
+from builder.stage import KINDS, aptrepo, debfile, debs
 
 needs_dpkg = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="needs dpkg")
 
@@ -126,17 +126,56 @@ class TestKeys:
         return key.check(["curl", name])
 
 
-def make_deb(folder: Path, name: str) -> Blob:
+def make_deb(folder: Path, name: str, compression: str = "xz", fields: str = "") -> Blob:
     """Build a small .deb in `folder`; what the lock would say of it."""
     tree = folder / name
     (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "file").write_text(name * 1000)
     (tree / "DEBIAN/control").write_text(
-        f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: x\nDepends: other (>= 1)\nDescription: a\n b\n"
+        f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: x\nDepends: other (>= 1)\n{fields}"
+        "Description: a\n b\n"
     )
     made = folder / f"{name}_1_all.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", tree, made], check=True, capture_output=True)
+    argv = ["dpkg-deb", "--root-owner-group", f"-Z{compression}", "--uniform-compression", "--build", tree, made]
+    subprocess.run(argv, check=True, capture_output=True)
     data = made.read_bytes()
     return Blob(hashlib.sha256(data).hexdigest(), len(data), made.name, ())
+
+
+def dpkg_deb(option: str, deb: Path) -> bytes:
+    return subprocess.run(["dpkg-deb", option, deb], check=True, capture_output=True).stdout
+
+
+@needs_dpkg
+class TestPlainPackage:
+    @pytest.mark.parametrize("compression", ["xz", "gzip", "zstd", "none"])
+    def test_dpkg_finds_in_it_what_the_packed_one_has(self, tmp_path: Path, compression: str) -> None:
+        packed, plain = tmp_path / make_deb(tmp_path, "a", compression).filename, tmp_path / "plain.deb"
+        control = debfile.unpack(packed, plain)
+        for option in ("--ctrl-tarfile", "--fsys-tarfile"):
+            assert dpkg_deb(option, plain) == dpkg_deb(option, packed)
+        assert control == (tmp_path / "a/DEBIAN/control").read_text()
+        assert b"a" * 1000 in plain.read_bytes()
+
+    @pytest.mark.parametrize(
+        "damage", ["empty", "text", "cut in the header", "cut in the data", "flipped", "no control"]
+    )
+    @pytest.mark.parametrize("compression", ["xz", "gzip", "zstd"])
+    def test_what_is_no_package_is_named(self, tmp_path: Path, damage: str, compression: str) -> None:
+        packed = tmp_path / make_deb(tmp_path, "a", compression).filename
+        data = packed.read_bytes()
+        packed.write_bytes(
+            {
+                "empty": b"",
+                "text": b"no",
+                "cut in the header": data[:100],
+                "cut in the data": data[:-200],
+                "flipped": data[:-200] + bytes(200),
+                "no control": data[:72],
+            }[damage]
+        )
+        with pytest.raises(BuilderError, match=r"x\.deb: is no Debian package: ."):
+            debfile.unpack(packed, tmp_path / "x.deb")
 
 
 @needs_dpkg
@@ -146,16 +185,17 @@ class TestRepository:
         aptrepo.write(tmp_path / "repo", blobs, lambda blob: tmp_path / blob.filename)
         first, second = (tmp_path / "repo/Packages").read_text().split("\n\n")
         assert first.startswith("Package: b\n")
+        plain = (tmp_path / "repo/a_1_all.deb").read_bytes()
         assert second.splitlines()[-4:] == [
             " b",
             "Filename: a_1_all.deb",
-            f"Size: {blobs[1].size}",
-            f"SHA256: {blobs[1].sha256}",
+            f"Size: {len(plain)}",
+            f"SHA256: {hashlib.sha256(plain).hexdigest()}",
         ]
         assert "Depends: other (>= 1)" in second
 
     def test_writing_to_the_repository_does_not_reach_the_store(self, tmp_path: Path) -> None:
-        blob = make_deb(tmp_path, "a")
+        blob = make_deb(tmp_path, "a", "none")
         stored = tmp_path / blob.filename
         stored.chmod(0o444)
         before = (stored.read_bytes(), stored.stat())
