@@ -110,7 +110,7 @@ def by_hand(recipe: Recipe, lock: Lock, store: Store, work: Path) -> dict[str, T
     script = (
         f"{venv.python} -m venv --without-pip {venv.path} && UV_CACHE_DIR={venv.path}/.cache /uv pip install --quiet "
         f"--offline --no-index --find-links /wheels --require-hashes --no-deps --compile-bytecode "
-        f"--python {venv.path}/bin/python -r /requirements.txt"
+        f"--python {venv.path}/bin/python -r /requirements.txt && rm -rf {venv.path}/.cache"
     )
     steps["wheels"] = measure(
         ["unshare", "--mount", "chroot", str(root), "sh", "-c", f"mount -t proc proc /proc && {script}"]
@@ -118,7 +118,6 @@ def by_hand(recipe: Recipe, lock: Lock, store: Store, work: Path) -> dict[str, T
     for name in ("uv", "requirements.txt"):
         (root / name).unlink()
     shutil.rmtree(inside)
-    shutil.rmtree(root / venv.path.lstrip("/") / ".cache", ignore_errors=True)
     steps["files"] = timed(lambda: _copy_files(recipe, root))
     archive = f"tar -C {root} --numeric-owner -cf - . | zstd -q -{recipe.compression_level} -T0 -o {work}/hand.tar.zst"
     steps["pack"] = measure(["sh", "-c", f"{archive} && sync {work}/hand.tar.zst"])

@@ -49,7 +49,7 @@ def bench(figures: dict[str, Any]) -> Iterator[str]:
     yield f"| size | {human(size['by_hand'])} | {human(size['builder'])} | {size['ratio']} |"
     yield f"| peak memory of the builder | | {figures['builder_peak_mib']} MiB | |"
     yield ""
-    yield "Stages of the builder: " + ", ".join(
+    yield "Stages of the builder, those of wheels side by side: " + ", ".join(
         f"{name} {took} s" for name, took in figures["builder_stages_s"].items()
     )
     yield "By hand: " + ", ".join(f"{name} {took} s" for name, took in hand.items())
