@@ -61,10 +61,10 @@ def make(
     started = time.monotonic()
     architecture = recipe.distribution.architecture
     packed = pack.pack(
-        [
+        (
             pack.Layer(stage.node.stage.name, stage.layer.index, stage.layer.tree, is_new=stage.reason != CACHED)
             for stage in built
-        ],
+        ),
         folder,
         name=recipe.full_name,
         version=recipe.version,

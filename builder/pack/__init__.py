@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Packed:
 
 
 def pack(
-    layers: Sequence[Layer],
+    layers: Iterable[Layer],
     dest: Path,
     *,
     name: str,
@@ -87,9 +87,10 @@ def pack(
     Beside it: `.manifest.json`, `.cdx.json` (CycloneDX 1.6) and a line in `SHA256SUMS`. The bytes depend on the
     merged tree, `level` (zstd's) and the locked compressor alone, not on `jobs` (threads; None: one a CPU) or
     `previous`: a template with its manifest and its line in `SHA256SUMS`, from which frames that are still the same
-    are copied, so that unchanged files are not read.
+    are taken over, so that unchanged files are not read; it is being read already when the first of `layers` is asked
+    for. When it is the one that is replaced, it is changed where it lies if nobody else has it open.
     Raises BuilderError when a layer's file is not what its index says, the disk is full or `dest` cannot be written;
-    then `dest` is as it was.
+    then `dest` is as it was, or without the template when the disk failed just while that was changed.
     """
     progress = progress or Silent()
     template = file_name(name, version, architecture)
@@ -97,7 +98,7 @@ def pack(
         reading = None if previous is None else _reading(previous)
         if reading is not None:
             stack.callback(reading.close)
-        members = content.gather(layers)
+        members = content.gather(tuple(layers))
         segments = tuple(cut(members, level))
 
         beside = stack.enter_context(ThreadPoolExecutor(1))  # what can be told before the template is made
