@@ -15,8 +15,8 @@ PLACE = "/run/builder/repo"
 """Where the folder is shown in the sandbox: what apt writes about it is the same wherever the store lies."""
 
 
-def write(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path]) -> None:
-    """Make `folder` a flat archive (sources.list(5)) of the .debs `blobs`, which `locate` finds.
+def write(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path]) -> str:
+    """Make `folder` a flat archive (sources.list(5)) of the .debs `blobs`, which `locate` finds; its index.
 
     Holds them with nothing compressed: all processors do that here, where apt and dpkg would take one after the other,
     and some twice. Raises BuilderError for a file that is no .deb.
@@ -29,10 +29,12 @@ def write(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path]) -
         return f"{control.rstrip()}\nFilename: {plain.name}\nSize: {plain.stat().st_size}\nSHA256: {_sha256(plain)}\n"
 
     with ThreadPoolExecutor() as pool:
-        index = "\n".join(pool.map(paragraph, blobs)).encode(errors="surrogateescape")
-    listed = f" {hashlib.sha256(index).hexdigest()} {len(index)} Packages"
-    (folder / "Packages").write_bytes(index)
+        index = "\n".join(pool.map(paragraph, blobs))
+    data = index.encode(errors="surrogateescape")
+    listed = f" {hashlib.sha256(data).hexdigest()} {len(data)} Packages"
+    (folder / "Packages").write_bytes(data)
     (folder / "Release").write_text("\n".join(("Date: Thu, 01 Jan 1970 00:00:00 UTC", "SHA256:", listed, "")))
+    return index
 
 
 def _sha256(path: Path) -> str:

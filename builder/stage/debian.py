@@ -33,9 +33,9 @@ dpkg --install --force-depends {aptrepo.PLACE}/*.deb
 [ $# = 0 ] || apt-mark auto "$@"
 """
 """All packages at once, by name: versions of apt install in different orders, and so give users different ids. Scripts
-find the programs of packages that are not installed yet, since mmdebstrap has extracted all of them before. dpkg, the
-template's own, configures by Depends; it does not sort by Pre-Depends, and would refuse. /run/lock and the mode of
-machine-id are what mmdebstrap leaves of them."""
+that run before their package is unpacked may count on some others (Debian Policy 7.2): mmdebstrap has extracted those.
+dpkg, the template's own, configures by Depends; it does not sort by Pre-Depends, and would refuse. /run/lock and the
+mode of machine-id are what mmdebstrap leaves of them."""
 _ENVIRONMENT = {
     **debs.ENVIRONMENT,
     "DEBCONF_NONINTERACTIVE_SEEN": "true",
@@ -74,7 +74,7 @@ def _inputs(recipe: Recipe, stage: Stage, lock: Lock) -> Inputs:
 
 
 def _build(context: Context) -> None:
-    """Extract the packages with mmdebstrap, install them in the layer with their own dpkg, then clean up.
+    """Extract with mmdebstrap what dpkg needs to run, let it install all packages in the layer, then clean up.
 
     Raises BuilderError when mmdebstrap is not installed, when a package's script fails, or when other packages are
     installed than the locked ones.
@@ -83,7 +83,7 @@ def _build(context: Context) -> None:
         raise BuilderError("is not installed", where="mmdebstrap", hint="run: sudo apt install mmdebstrap")
     params, upper = context.inputs.params, context.upper
     repository = context.scratch / "repo"
-    aptrepo.write(repository, context.inputs.blobs, context.blob)
+    first = debs.needed_early(aptrepo.write(repository, context.inputs.blobs, context.blob))
     context.run(
         [
             "mmdebstrap",
@@ -93,7 +93,7 @@ def _build(context: Context) -> None:
             "--verbose",
             "--skip=check/signed-by",
             f"--architectures={context.recipe.distribution.architecture}",
-            f"--include={','.join(params['Locked'])}",
+            f"--include={','.join(first)}",
             f"--setup-hook={_SETUP}",
             params["Release"],
             _ROOT,
@@ -127,7 +127,7 @@ def _date_folders(root: Path, epoch: int) -> None:
 
 KIND = Kind(
     name="debian",
-    version=2,
+    version=3,
     help="The base: a new Debian or Ubuntu root with only the packages that its recipe names and what these need.",
     keys=debs.KEYS,
     requests=_requests,

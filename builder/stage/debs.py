@@ -32,6 +32,9 @@ fi
 
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?")
 
+_NAMED = re.compile(r"(?:^|[,|])\s*([^\s,|:(]+)")
+"""The packages named in a field of dependencies, all alternatives."""
+
 _LEFTOVERS = (
     "dev/*",
     "etc/*-",
@@ -104,6 +107,18 @@ def automatic(params: Mapping[str, Any]) -> list[str]:
     """The packages that came only because others depend on them: apt may remove them once nothing does."""
     asked = {package.partition("=")[0] for package in params["Packages"]}
     return sorted(set(params["Locked"]) - asked)
+
+
+def needed_early(index: str) -> list[str]:
+    """Of the packages in `index`, those that a preinst may count on with what they depend on (Debian Policy 7.2)."""
+    packages = [control.fields(paragraph) for paragraph in control.paragraphs(index)]
+    named = {name for package in packages for name in _NAMED.findall(package.get("Pre-Depends", ""))}
+    return [
+        package["Package"]
+        for package in packages
+        if package.get("Essential") == "yes"
+        or not named.isdisjoint((package["Package"], *_NAMED.findall(package.get("Provides", ""))))
+    ]
 
 
 def installed(status: Path | None) -> dict[str, str]:

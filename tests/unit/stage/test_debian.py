@@ -182,8 +182,9 @@ class TestPlainPackage:
 class TestRepository:
     def test_apt_finds_each_package_with_its_dependencies_and_hash(self, tmp_path: Path) -> None:
         blobs = [make_deb(tmp_path, name) for name in ("b", "a")]
-        aptrepo.write(tmp_path / "repo", blobs, lambda blob: tmp_path / blob.filename)
-        first, second = (tmp_path / "repo/Packages").read_text().split("\n\n")
+        index = aptrepo.write(tmp_path / "repo", blobs, lambda blob: tmp_path / blob.filename)
+        assert (tmp_path / "repo/Packages").read_text() == index
+        first, second = index.split("\n\n")
         assert first.startswith("Package: b\n")
         plain = (tmp_path / "repo/a_1_all.deb").read_bytes()
         assert second.splitlines()[-4:] == [
@@ -208,6 +209,31 @@ class TestRepository:
         (tmp_path / "x.deb").write_text("no")
         with pytest.raises(BuilderError, match=r"x\.deb"):
             aptrepo.write(tmp_path / "repo", [Blob("0" * 64, 2, "x.deb", ())], lambda blob: tmp_path / "x.deb")
+
+
+class TestNeededEarly:
+    """Of a made-up index: what a script may count on before its own package is unpacked."""
+
+    def test_essential_packages_and_what_others_depend_on_in_advance(self) -> None:
+        assert self.early(
+            "Package: a\nEssential: yes",
+            "Package: b\nEssential: no",
+            "Package: c\nPre-Depends: d (>= 1:2~) | e:any,f",
+            "Package: d",
+            "Package: e\nDepends: g",
+            "Package: f",
+            "Package: g",
+        ) == ["a", "d", "e", "f"]
+
+    def test_a_package_by_the_name_that_it_provides(self) -> None:
+        assert self.early(
+            "Package: base-files\nEssential: yes\nPre-Depends: awk",
+            "Package: mawk\nProvides: other (= 1), awk",
+            "Package: awkward\nProvides: awk-doc",
+        ) == ["base-files", "mawk"]
+
+    def early(self, *paragraphs: str) -> list[str]:
+        return debs.needed_early("\n\n".join(paragraphs))
 
 
 class TestCheck:
