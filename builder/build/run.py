@@ -32,7 +32,8 @@ def build(recipe: Recipe, nodes: Sequence[Node], store: Store, progress: Progres
     for blob in blobs(nodes):
         store.has(blob)  # marks it as used: gc leaves to later stages what they need
     site = Site(recipe, store, progress, sandbox.Stop())
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(max(1, len(nodes))) as pool:
+    # Inputs are read ahead of their stages, while these leave a processor idle.
+    with ThreadPoolExecutor(1, "ahead", os.nice, (10,)) as ahead, ThreadPoolExecutor(max(1, len(nodes))) as pool:
         try:
             checks = {
                 number: ahead.submit(check_inputs, nodes[number], site)
