@@ -136,6 +136,42 @@ def test_killed_where_a_file_is_about_to_be_renamed(root_user: User, victim_of: 
     assert number > 6  # layer dropped, layer placed, sums, manifest, bill, template, sums, record
 
 
+@pytest.mark.parametrize("calls", ["rename,renameat,renameat2", "fallocate", "ftruncate", "fsync"])
+def test_killed_while_a_template_is_changed_in_its_place(
+    root_user: User, tiny: Callable[[User], Path], calls: str
+) -> None:
+    """One file of the recipe changed: the template that lies there becomes the new one, or the next build makes it."""
+    here = new(root_user, tiny(root_user))
+    file = here.folder / "recipes/tiny/files/etc/tiny"
+    texts = [file.read_text(), random.Random(1).randbytes(50_000).hex()]
+    sums = []
+    for text in texts:
+        file.write_text(text)
+        made = here.json("build", "recipes/tiny")
+        sums.append(made["sha256"])
+    template = Path(made["path"])
+    number, status = 0, -1
+    while status != 0:
+        number += 1
+        wanted = (number + 1) % 2
+        file.write_text(texts[wanted])
+        before = template.stat().st_ino
+        inject = f"inject={calls}:signal=KILL:when={number}"
+        strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", inject]
+        with here.user.popen([*strace, *here.argv("build", "recipes/tiny")], stderr=subprocess.PIPE) as running:
+            said = running.communicate()
+        status = running.returncode
+        assert status in (0, -signal.SIGKILL, 128 + signal.SIGKILL), said
+        if (here.artifacts / "SHA256SUMS").exists():
+            subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=here.artifacts, check=True)
+        if status == 0:
+            assert template.stat().st_ino == before
+        made = here.json("build", "recipes/tiny")
+        assert made["sha256"] == sums[wanted] == sha256(template.read_bytes()).hexdigest()
+        assert len(os.listdir(here.artifacts)) == 4
+    assert number > 2
+
+
 def test_killed_while_the_base_is_made(root_user: User, tiny: Callable[[User], Path]) -> None:
     """In a store of its own, which is empty of layers; what a build from nothing gives is what `tiny` gave."""
     store = tiny(root_user)
