@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -144,6 +145,7 @@ def main() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) sets it
             signal.signal(number, _terminate)
+    gc.set_threshold(100_000)  # an index is many small objects that live to the end
     debug = "--debug" in sys.argv
     try:
         result: Any = cli.main(prog_name="builder", standalone_mode=False)

@@ -15,7 +15,7 @@ from builder import canonical, pack
 from builder.build import explain
 from builder.build.layer import CACHED, Built
 from builder.build.plan import Node, recipe_digest, stack_digest
-from builder.build.run import layers
+from builder.build.run import build, layers
 from builder.lock.model import Lock
 from builder.progress import Progress
 from builder.recipe.model import Recipe
@@ -52,26 +52,41 @@ def current(recipe: Recipe, lock: Lock, nodes: Sequence[Node], store: Store, fol
 
 
 def make(
-    recipe: Recipe, lock: Lock, built: Sequence[Built], store: Store, folder: Path, progress: Progress
-) -> Template:
-    """Pack the layers into `folder` with manifest, SBOM and checksums beside the template.
+    recipe: Recipe, lock: Lock, nodes: Sequence[Node], store: Store, folder: Path, progress: Progress
+) -> tuple[Template, tuple[Built, ...]]:
+    """Build the layers of `nodes` and pack them into `folder`, with manifest, SBOM and checksums beside the template.
 
-    Raises BuilderError when a layer's file is not what was captured, or the disk is full.
+    The template that was made there last is read meanwhile. Raises BuilderError as `build` does, when a layer's file is
+    not what was captured, or the disk is full.
     """
+    with pack.opened(_earlier(recipe, store, folder)) as earlier:
+        built = build(recipe, nodes, store, progress)
+        return _packed(recipe, lock, built, store, folder, earlier, progress), built
+
+
+def _packed(
+    recipe: Recipe,
+    lock: Lock,
+    built: Sequence[Built],
+    store: Store,
+    folder: Path,
+    earlier: pack.Reading | None,
+    progress: Progress,
+) -> Template:
     started = time.monotonic()
     architecture = recipe.distribution.architecture
     packed = pack.pack(
-        (
+        [
             pack.Layer(stage.node.stage.name, stage.layer.index, stage.layer.tree, is_new=stage.reason != CACHED)
             for stage in built
-        ),
+        ],
         folder,
         name=recipe.full_name,
         version=recipe.version,
         architecture=architecture,
         level=recipe.compression_level,
         epoch=recipe.source_date_epoch,
-        previous=_earlier(recipe, store, folder),
+        earlier=earlier,
         info=_info(recipe, lock, built),
         progress=progress,
     )

@@ -142,12 +142,12 @@ def _build(
     folder = output or beside(recipe, "artifacts")
     made = building.current(recipe, lock, nodes, store, folder)
     built: Sequence[Built] = ()
-    if made is None or explain:
-        built = building.build(recipe, nodes, store, progress)
-        if explain and not as_json:
-            console.print_table(("stage", "why"), [(stage.node.stage.name, stage.reason) for stage in built])
     if made is None:
-        made = building.make(recipe, lock, built, store, folder, progress)
+        made, built = building.make(recipe, lock, nodes, store, folder, progress)
+    elif explain:
+        built = building.build(recipe, nodes, store, progress)
+    if explain and not as_json:
+        console.print_table(("stage", "why"), [(stage.node.stage.name, stage.reason) for stage in built])
     if as_json:
         console.print_json(_result(made, built))
     else:

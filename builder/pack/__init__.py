@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,13 @@ __all__ = [
     "May",
     "Packed",
     "Part",
+    "Reading",
     "StageInfo",
     "compare",
     "file_name",
     "listed",
     "newest",
+    "opened",
     "pack",
     "parts",
     "read_manifest",
@@ -69,7 +71,7 @@ class Packed:
 
 
 def pack(
-    layers: Iterable[Layer],
+    layers: Sequence[Layer],
     dest: Path,
     *,
     name: str,
@@ -79,26 +81,22 @@ def pack(
     epoch: int,
     info: Info,
     jobs: int | None = None,
-    previous: Path | None = None,
+    earlier: Reading | None = None,
     progress: Progress | None = None,
 ) -> Packed:
     """Make the template `NAME_VERSION_ARCHITECTURE.tar.zst` of `layers` (lowest first) in the folder `dest`.
 
     Beside it: `.manifest.json`, `.cdx.json` (CycloneDX 1.6) and a line in `SHA256SUMS`. The bytes depend on the
     merged tree, `level` (zstd's) and the locked compressor alone, not on `jobs` (threads; None: one a CPU) or
-    `previous`: a template with its manifest and its line in `SHA256SUMS`, from which frames that are still the same
-    are taken over, so that unchanged files are not read; it is being read already when the first of `layers` is asked
-    for. When it is the one that is replaced, it is changed where it lies if nobody else has it open.
+    `earlier`: a template that is `opened`, from which frames that are still the same are taken over, so that unchanged
+    files are not read. When it is the one that is replaced, it is changed where it lies if nobody else has it open.
     Raises BuilderError when a layer's file is not what its index says, the disk is full or `dest` cannot be written;
     then `dest` is as it was, or without the template when the disk failed just while that was changed.
     """
     progress = progress or Silent()
     template = file_name(name, version, architecture)
     with publish.workplace(dest) as scratch, ExitStack() as stack:
-        reading = None if previous is None else _reading(previous)
-        if reading is not None:
-            stack.callback(reading.close)
-        members = content.gather(tuple(layers))
+        members = content.gather(layers)
         segments = tuple(cut(members, level))
 
         beside = stack.enter_context(ThreadPoolExecutor(1))  # what can be told before the template is made
@@ -126,7 +124,7 @@ def pack(
             }
 
         work = Work(segments, level, jobs or os.cpu_count() or 1, scratch, dest, template, tell)
-        written = make(work, reading, progress)
+        written = make(work, earlier, progress)
     return Packed(
         dest / template, written.sha256, written.size, written.tar_size, len(members), len(segments), written.reused
     )
@@ -183,12 +181,21 @@ def newest(dest: Path, name: str, architecture: str) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
-def _reading(previous: Path) -> Reading | None:
-    earlier = Earlier.load(previous, _manifest_of(previous), publish.read_sums(previous.parent))
+@contextmanager
+def opened(template: Path | None) -> Iterator[Reading | None]:
+    """`template`, an earlier one or None, read in the background while the block lasts, for `pack`.
+
+    None when it cannot be read, or when it or its manifest is not as `SHA256SUMS` beside it has it.
+    """
+    reading = None
+    with suppress(OSError):
+        found = template and Earlier.load(template, _manifest_of(template), publish.read_sums(template.parent))
+        reading = Reading(found) if found else None
     try:
-        return None if earlier is None else Reading(earlier)
-    except OSError:
-        return None
+        yield reading
+    finally:
+        if reading is not None:
+            reading.close()
 
 
 def _manifest_of(template: Path) -> Path:

@@ -43,6 +43,10 @@ LEFT_OUT = (
 EMPTIED = ("etc/machine-id",)
 """Files that must be there and empty: every container gets its own content (machine-id(5), "initialization")."""
 
+FIRST = "opt"
+"""The folder that a template begins with: what is large lies there and seldom changes, so that after a change of the
+system an earlier template's sha256 is taken over up to its end. A file elsewhere must not come after its hard link."""
+
 _NO_BYTES = hashlib.sha256().hexdigest()
 
 
@@ -61,7 +65,7 @@ def gather(layers: Sequence[Layer]) -> list[Member]:
     The order is that of the merged tree and not layer by layer. GNU tar with --skip-old-files, as Proxmox calls it,
     gives a folder its owner, mode and mtime from its first entry and never again, and sets the mtime when it leaves
     the folder: only a folder whose content follows at once comes out with its own attributes. It also makes the
-    template's bytes a function of the tree alone, however the stages are cut.
+    template's bytes a function of the tree alone, however the stages are cut. `FIRST` stands before all else.
     """
     indexes = [layer.index for layer in layers]
     paths = {entry.path: entry for entries in merge(indexes) for entry in entries}
@@ -77,4 +81,10 @@ def gather(layers: Sequence[Layer]) -> list[Member]:
         for source, entries in zip(sources, merge([*indexes, top]), strict=True)
         for entry in entries
     ]
-    return sorted(members, key=lambda member: order(member.entry.path))
+    if any(_is_first(entry.path) and not _is_first(entry.target) for entry, *_ in members if entry.type == "hardlink"):
+        return sorted(members, key=lambda member: order(member.entry.path))
+    return sorted(members, key=lambda member: (not _is_first(member.entry.path), order(member.entry.path)))
+
+
+def _is_first(path: str) -> bool:
+    return path in ("", FIRST) or path.startswith(f"{FIRST}/")

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,17 +114,21 @@ class Reading:
 
     def _read(self) -> None:
         digest = hashlib.sha256()
-        buffer = memoryview(bytearray(STEP))
+        buffers = [memoryview(bytearray(STEP)) for _ in range(2)]
         self._marks[0].set_result(digest.copy())
-        for number, mark in enumerate(self._marks[1:]):
-            try:
-                self._fill(buffer, number * STEP)
-            except DamagedTemplateError as error:
-                for later in self._marks[number + 1 :]:
-                    later.set_exception(error)
-                return
-            digest.update(buffer)
-            mark.set_result(digest.copy())
+        with ThreadPoolExecutor(1) as ahead:
+            filled = ahead.submit(self._fill, buffers[0], 0)
+            for number, mark in enumerate(self._marks[1:], 1):
+                try:
+                    filled.result()
+                except DamagedTemplateError as error:
+                    for later in self._marks[number:]:
+                        later.set_exception(error)
+                    return
+                if mark is not self._marks[-1]:
+                    filled = ahead.submit(self._fill, buffers[number % 2], number * STEP)
+                digest.update(buffers[(number - 1) % 2])
+                mark.set_result(digest.copy())
 
     def _fill(self, part: memoryview, start: int) -> None:
         done = 0

@@ -79,7 +79,8 @@ def alone(reading: Reading) -> Iterator[None]:
     try:
         status = os.fstat(descriptor)
         wanted = 1, os.geteuid(), reading.earlier.size, reading.modified
-        if (status.st_nlink, status.st_uid, status.st_size, status.st_mtime_ns) != wanted:
+        is_named = os.path.samestat(status, os.stat(reading.earlier.path, follow_symlinks=False))
+        if not is_named or (status.st_nlink, status.st_uid, status.st_size, status.st_mtime_ns) != wanted:
             raise OSError("has another name or owner, or was written to")
         yield
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.lock.model import Blob, Deb, Wheel
-from builder.pack import Info, Layer, Packed, StageInfo, pack
+from builder.pack import Info, Layer, Packed, StageInfo, opened, pack
 from builder.recipe.model import Target, Venv
 from builder.tree import scan
 
@@ -43,6 +43,7 @@ def make(trees: list[Path], dest: Path, **options: Any) -> Packed:
     return pack_layers([Layer(tree.name, scan(tree), tree) for tree in trees], dest, **options)
 
 
-def pack_layers(layers: list[Layer], dest: Path, **options: Any) -> Packed:
+def pack_layers(layers: list[Layer], dest: Path, previous: Path | None = None, **options: Any) -> Packed:
     settings: dict[str, Any] = {"version": "1", "level": 3, "epoch": EPOCH, "info": INFO, "jobs": 2} | options
-    return pack(layers, dest, name="demo", architecture="amd64", **settings)
+    with opened(previous) as earlier:
+        return pack(layers, dest, name="demo", architecture="amd64", earlier=earlier, **settings)

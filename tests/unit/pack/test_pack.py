@@ -138,6 +138,21 @@ def test_upper_layers_win_and_folders_hold_their_content_together(tmp_path: Path
         assert one.read() == b"high"
 
 
+def test_what_is_large_and_seldom_changes_comes_first(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path / "t", {"etc/a": b"1", "opt/v/lib": b"2", "opta": b"3", "usr/b": b"4"})
+    names = [".", "./opt", "./opt/v", "./opt/v/lib", "./etc", "./etc/a", "./opta", "./usr", "./usr/b"]
+    with contents(make([tree], tmp_path / "out").path) as tar:
+        assert tar.getnames() == names
+    os.link(tree / "opt/v/lib", tree / "usr/lib")
+    with contents(make([tree], tmp_path / "out").path) as tar:
+        assert tar.getnames() == [*names, "./usr/lib"]
+        assert tar.getmember("./usr/lib").linkname == "./opt/v/lib"
+    os.link(tree / "etc/a", tree / "opt/a")
+    with contents(make([tree], tmp_path / "out").path) as tar:
+        assert tar.getnames()[1] == "./etc", "a hard link comes after its file"
+        assert tar.getmember("./opt/a").linkname == "./etc/a"
+
+
 def test_how_the_stages_are_cut_changes_no_byte(tmp_path: Path) -> None:
     whole = tree_of(tmp_path / "whole", {"a/1": b"x", "b/2": b"y"})
     low = tree_of(tmp_path / "low", {"a/1": b"x"})
