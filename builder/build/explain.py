@@ -28,13 +28,23 @@ def remember(store: Store, recipe: str, stage: str, body: Mapping[str, Any], lis
         store.write_text(place, text)
 
 
+def last(store: Store, recipe: str, stage: str) -> dict[str, Any] | None:
+    """The key's JSON of the last build of this stage; None when there was none or its record is damaged."""
+    try:
+        body = json.loads(_read(store, _place(recipe, stage)) or "")
+        del body[_LISTING]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
 def explain(store: Store, recipe: str, stage: str, body: Mapping[str, Any], listing: Mapping[str, str]) -> str:
     """What changed since the last build of this stage, as one phrase; for a stage that is not in the store."""
-    last = _read(store, _place(recipe, stage))
-    if last is None:
+    text = _read(store, _place(recipe, stage))
+    if text is None:
         return "never built in this store"
     try:
-        changes = list(_changes(json.loads(last), {**body, _LISTING: listing}))
+        changes = list(_changes(json.loads(text), {**body, _LISTING: listing}))
     except (ValueError, TypeError, AttributeError):
         return "the record of its last build is damaged"
     return "changed: " + ", ".join(changes) if changes else "its layer is no longer in the store"

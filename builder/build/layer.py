@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from builder import sandbox, tree
+from builder import canonical, sandbox, tree
 from builder.build import explain
 from builder.build.plan import Node, file_digest
 from builder.errors import BuilderError
@@ -26,6 +27,9 @@ from builder.store.tools import tool
 
 CACHED = "cached"
 """The reason of a stage that was not built."""
+
+_VARIED = ("params", "blobs")
+"""What may differ in the keys of a layer and of an earlier one that it takes from."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def build_layer(node: Node, lower: Sequence[Built], site: Site) -> Built:
         below = [built.layer.tree for built in lower]
         window_start = _stamp(draft.scratch / "started")
         with _logged(draft.work.parent / "log", log) as said:
-            node.kind.build(_context(site, node, below, draft, said, log))
+            node.kind.build(_context(site, node, below, draft, said, log, lambda: earlier(node, body, site)))
         window = (window_start, _stamp(draft.scratch / "ended"))
         _check_files(node)
         tree.normalise(draft.upper, recipe.source_date_epoch, window, below)
@@ -90,6 +94,19 @@ def build_layer(node: Node, lower: Sequence[Built], site: Site) -> Built:
         log.unlink(missing_ok=True)
     explain.remember(store, recipe.full_name, name, body, node.listing)
     return Built(node, key, layer, reason, seconds)
+
+
+def earlier(node: Node, body: Mapping[str, Any], site: Site) -> Layer | None:
+    """The layer of this stage's last build, when only `_VARIED` differ from `body`; its index is sound, its files are
+    not looked at."""
+    last = explain.last(site.store, site.recipe.full_name, node.stage.name)
+    if last is None or any(last.get(name) != value for name, value in body.items() if name not in _VARIED):
+        return None
+    layer = site.store.layer(canonical.digest(last))
+    try:
+        return layer if layer is not None and layer.tells(layer.index) else None
+    except BuilderError:
+        return None
 
 
 class _Watched(Silent):
@@ -175,7 +192,15 @@ def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def _context(site: Site, node: Node, below: Sequence[Path], draft: Draft, log: Path, kept: Path) -> Context:
+def _context(
+    site: Site,
+    node: Node,
+    below: Sequence[Path],
+    draft: Draft,
+    log: Path,
+    kept: Path,
+    before: Callable[[], Layer | None],
+) -> Context:
     stage, epoch = node.stage, site.recipe.source_date_epoch
     limits = Limits(memory_mib=stage.memory_mib, seconds=stage.seconds)
 
@@ -221,4 +246,5 @@ def _context(site: Site, node: Node, below: Sequence[Path], draft: Draft, log: P
         run=run,
         lower=find,
         epoch=epoch,
+        before=before,
     )

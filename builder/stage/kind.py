@@ -10,6 +10,7 @@ from typing import Any
 from builder.lock.model import Blob, Lock, Request
 from builder.recipe.keys import Key
 from builder.recipe.model import Recipe, Stage
+from builder.store import Layer
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Context:
     lower: Callable[[str], Path | None]
     """The file at an absolute template path in `upper` or the layers below, None when there is none or it is hidden."""
     epoch: int  # SourceDateEpoch
+    before: Callable[[], Layer | None] = lambda: None
+    """The layer that the same code made for this stage last, over the same layers, of other `params` or `blobs`; None
+    when the store has none. It saves work and nothing else: what is taken from it must be held against its index, and
+    be what would have been made without it."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from builder.store.tools import tool_blobs
 
 _INSIDE = "/run/builder"
 _CHECK = Path(__file__).with_name("installed.py")
+_TAKE = Path(__file__).with_name("taken.py")
+_STARTUP_OR_CODE = (".py", ".pyc", ".pth")
 
 VENV = Key("Venv", Type.TEXT, "Name of the [[Venv]] to install into.", required=True, refers="Venv")
 
@@ -115,9 +118,24 @@ def install(context: Context, params: Mapping[str, Any], blobs: Sequence[Blob]) 
         cache=f"{path}/.uv-cache",
     )
     wanted = write(context, "wheels.json", json.dumps(params["wheels"]))
+    taken = _take_bytecode(context, params, python)
     check = Bind(_CHECK, f"{_INSIDE}/{_CHECK.name}")
-    context.run((python, "-s", "-B", check.target, wanted.target), binds=(check, wanted), env={"PYTHONHASHSEED": "0"})
+    argv = (python, "-s", "-B", check.target, wanted.target, taken.target)
+    context.run(argv, binds=(check, wanted, taken), env={"PYTHONHASHSEED": "0"})
     context.run(("rm", "-f", "--", f"{path}/.lock"))
+
+
+def _take_bytecode(context: Context, params: Mapping[str, Any], python: str) -> Bind:
+    """A JSON list of the modules whose bytecode was taken from this stage's earlier layer."""
+    taken, before = write(context, "taken.json", "[]"), context.before()
+    if before is None or any(before.facts["body"]["params"].get(name) != params[name] for name in ("path", "python")):
+        return taken
+    files = (entry for entry in before.index.entries if entry.type == "file" and entry.path.endswith(_STARTUP_OR_CODE))
+    known = write(context, "known.json", json.dumps({f"/{entry.path}": entry.sha256 for entry in files}))
+    take, earlier = Bind(_TAKE, f"{_INSIDE}/{_TAKE.name}"), Bind(before.tree, f"{_INSIDE}/earlier")
+    argv = (python, "-s", "-B", take.target, earlier.target, known.target, taken.target)
+    context.run(argv, binds=(take, earlier, known, replace(taken, writable=True)))
+    return taken
 
 
 def wheel_binds(context: Context, blobs: Sequence[Blob]) -> tuple[Bind, ...]:

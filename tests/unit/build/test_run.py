@@ -14,7 +14,7 @@ from builder.errors import BuilderError
 from builder.lock.model import Lock
 from builder.progress import Silent
 from builder.stage.kind import Context, Kind
-from builder.store import Store, upkeep
+from builder.store import Layer, Store, upkeep
 from tests.unit.build.plain import kind, recipe, stage
 
 PATIENCE = 10
@@ -169,3 +169,50 @@ def test_what_was_made_over_a_damaged_layer_goes_with_it_and_no_neighbour(store:
         built["one"].key: "has a meta.json that does not fit",
         built["top"].key: "was made over a damaged layer",
     }
+
+
+def before(store: Store, version: int = 1, *, files: Files, base: str = "base", epoch: int = 1) -> Layer | None:
+    """Build a stage over `base`: the earlier layer that it is shown."""
+    shown: list[Layer | None] = []
+
+    def look(context: Context) -> None:
+        shown.append(context.before())
+        write(context)
+
+    made = recipe(stage(name="base", files={"0": base}), stage(name="top", kind="looks", files=files), epoch=epoch)
+    of = {"test": kind(build=write), "looks": kind(version, name="looks", build=look)}
+    build(made, plan(made, Lock("r", ""), of), store, Silent())
+    (layer,) = shown
+    return layer
+
+
+def test_a_stage_is_shown_the_layer_that_it_had_over_the_same_layers(store: Store) -> None:
+    assert before(store, files={"1": "a"}) is None, "never built"
+    for last, text in enumerate("bc"):
+        layer = before(store, files={"1": text})
+        assert layer is not None
+        assert (layer.tree / "1").read_text() == "ab"[last]
+
+
+@pytest.mark.parametrize("other", [{"version": 2}, {"base": "another"}, {"epoch": 2}])
+def test_a_layer_of_other_code_or_over_others_is_not_shown(store: Store, other: dict[str, Any]) -> None:
+    before(store, files={"1": "a"})
+    assert before(store, files={"1": "b"}, **other) is None
+
+
+@pytest.mark.parametrize("name", ["index", "meta.json", "key"])
+def test_a_layer_that_is_damaged_or_gone_is_not_shown(store: Store, name: str) -> None:
+    before(store, files={"1": "a"})
+    (layer,) = (layer for layer in store.layers() if layer.facts["stage"] == "top")
+    if name == "key":
+        store.drop_layer(layer)
+    else:
+        (layer.tree.parent / name).write_text("{")
+    assert before(store, files={"1": "b"}) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"listing": {}}'])
+def test_a_damaged_record_shows_no_layer(store: Store, text: str) -> None:
+    before(store, files={"1": "a"})
+    (store.root / "last/r/top.json").write_text(text)
+    assert before(store, files={"1": "b"}) is None

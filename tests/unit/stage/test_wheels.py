@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from importlib.metadata import PathDistribution
 from pathlib import Path
@@ -13,7 +14,7 @@ from builder.errors import BuilderError, UsageError
 from builder.lock.model import Blob, Lock, Wheel
 from builder.recipe.model import Distribution, Recipe, Stage, Venv
 from builder.recipe.tables import default
-from builder.stage import KINDS, installed
+from builder.stage import KINDS, installed, taken
 from builder.stage.kind import Inputs
 
 
@@ -123,3 +124,55 @@ def test_only_modules_are_compiled_and_bad_ones_are_passed_over(tmp_path: Path) 
     assert paths == [str(tmp_path / "bad.py"), str(tmp_path / "m.py")]
     installed.compile_all(paths)
     assert [path.name for path in (tmp_path / "__pycache__").iterdir()] == [f"m.{sys.implementation.cache_tag}.pyc"]
+
+
+CACHED = f"__pycache__/m.{sys.implementation.cache_tag}.pyc"
+
+
+def take(folder: Path, code: bytes = b"code") -> str | None:
+    """Take the bytecode `code` of the module m from the tree `earlier`, in which that was b"code"."""
+    (folder / "m.py").write_text("X = 1\n")
+    place = folder / f"earlier{folder}" / CACHED
+    place.parent.mkdir(parents=True)
+    place.write_bytes(code)
+    source, cached = str(folder / "m.py"), str(folder / CACHED)
+    hashes = hashlib.sha256(b"X = 1\n").hexdigest(), hashlib.sha256(b"code").hexdigest()
+    return taken.take(str(folder / "earlier"), (source, hashes[0], cached, hashes[1]))
+
+
+def test_bytecode_is_taken_where_it_is_what_it_was(tmp_path: Path) -> None:
+    assert take(tmp_path) == str(tmp_path / "m.py")
+    assert (tmp_path / CACHED).read_bytes() == b"code"
+
+
+def test_damaged_bytecode_is_not_taken(tmp_path: Path) -> None:
+    assert take(tmp_path, b"c0de") is None
+    assert not (tmp_path / CACHED).exists()
+
+
+def test_only_what_is_compiled_then_and_now_is_taken() -> None:
+    tag = sys.implementation.cache_tag
+    cached = {name: f"/s/__pycache__/{name}.{tag}.pyc" for name in ("same", "new", "gone", "brought")}
+    known = {f"/s/{name}.py": name for name in cached} | {path: f"{name} code" for name, path in cached.items()}
+    known["/s/__pycache__/same.cpython-27.pyc"] = "another interpreter's"
+    then, now = {"/s/same.py", "/s/gone.py", "/s/brought.py", cached["brought"]}, {"/s/same.py", "/s/new.py"}
+    wanted = [("/s/same.py", "same", cached["same"], "same code")]
+    assert list(taken.candidates(now | {"/s/brought.py"}, then, known)) == wanted
+    assert list(taken.candidates(now | {"/s/brought.py", cached["brought"]}, then, known)) == wanted
+
+
+def test_an_interpreter_that_loads_other_code_when_it_starts_takes_nothing(tmp_path: Path) -> None:
+    site, module = str(tmp_path), tmp_path / "hook.py"
+    module.write_text("A = 1\n")
+    known = {f"{site}/hook.py": taken.sha256_of(str(module)), f"{site}/inner/x.pth": "read by nobody"}
+    assert taken.starts_alike(site, [], known)
+    assert taken.starts_alike(site, [str(module)], known)
+    (tmp_path / "hook.pth").write_text("import hook\n")
+    assert not taken.starts_alike(site, [str(module)], known), "a new one"
+    known[f"{site}/hook.pth"] = taken.sha256_of(f"{site}/hook.pth")
+    assert taken.starts_alike(site, [str(module)], known)
+    module.write_text("A = 2\n")
+    assert not taken.starts_alike(site, [str(module)], known), "another module"
+    assert taken.starts_alike(site, [], known)
+    (tmp_path / "hook.pth").unlink()
+    assert not taken.starts_alike(site, [], known), "one is gone"
