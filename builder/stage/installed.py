@@ -1,8 +1,7 @@
 """Run by a venv's own interpreter, in the template: is what was installed what was locked? Then its bytecode.
 
-Takes the path of a JSON list of [name, version], and of one of modules whose bytecode is there. Bytecode is checked by
-the source's hash, since times mean nothing in a template (PEP 552). Its bytes tell which names the interpreter holds
-besides (marshal marks what has other references): those of this program too. Uses the standard library only, as old as
+Takes the paths of a JSON list of [name, version], and of one of modules whose bytecode is there. Bytecode is checked by
+the source's hash, since times mean nothing in a template (PEP 552). Uses the standard library only, as old as
 Python 3.9.
 """
 
@@ -18,15 +17,15 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import Distribution
 
 
-def main(wanted_file: str, other: str) -> None:
+def main(wanted_file: str, taken_file: str) -> None:
     with open(wanted_file, encoding="utf-8") as file:
         wanted = [tuple(pair) for pair in json.load(file)]
-    with open(other, encoding="utf-8") as file:
-        found = set(json.load(file))
+    with open(taken_file, encoding="utf-8") as file:
+        taken = set(json.load(file))
     installed = {normalise(dist.metadata["Name"]): dist for dist in importlib.metadata.distributions()}
     if complaint := difference(wanted, installed) or conflict(installed.values()):
         sys.exit(complaint)
-    compile_all([path for path in sources(installed[name] for name, _ in wanted) if path not in found])
+    compile_all([path for path in sources(installed[name] for name, _ in wanted) if path not in taken])
 
 
 def normalise(name: str) -> str:

@@ -1,7 +1,7 @@
 """Run by a venv's own interpreter, in the template: take bytecode from an earlier layer, where it would come out alike.
 
-It depends on the source, its path and the interpreter, and, by the names that this holds besides, on what it loads when
-it starts: path configuration files of the venv (site, "*.pth") may load modules of wheels. Uses the standard library
+It depends on the source, its path, and the interpreter with what this loads when it starts: modules of wheels, for
+path configuration files of the venv (site, "*.pth"), which may bring a codec for sources. Uses the standard library
 only, as old as Python 3.9.
 """
 

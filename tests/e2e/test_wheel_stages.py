@@ -7,6 +7,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 from builder.errors import BuilderError, UsageError
 from builder.lock.model import Lock, Wheel
 from builder.recipe.model import Venv
-from builder.tree import Index
+from builder.store import Layer
+from builder.tree import Entry, Index
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.usefixtures("no_leftovers")]
 
@@ -135,6 +137,82 @@ def test_another_store_and_one_cpu_give_the_same_bytes(new_bench: Callable[[str]
     one, other = members("store", every), members("another-store-with-a-longer-name", {min(every)})
     assert one.entries == other.entries
     assert one.digest == other.digest
+
+
+def one_stage(bench: Any, *wheels: Path) -> Layer:
+    """The layer of all `wheels` in one stage."""
+    lock(bench, env=list(wheels))
+    (built,) = bench.build(("wheels", {"Venv": "env"}))
+    layer: Layer = built.layer
+    return layer
+
+
+def bytecode(layer: Layer, module: str) -> Entry:
+    path = f"opt/env/lib/python3.11/site-packages/{module.replace('.', '/__pycache__/')}.cpython-311.pyc"
+    return next(entry for entry in layer.index.entries if entry.path == path)
+
+
+def damage(layer: Layer, module: str) -> str:
+    """Change the last byte of bytecode on the disk: the sha256 of what is there now."""
+    place = layer.tree / bytecode(layer, module).path
+    place.write_bytes(place.read_bytes()[:-1] + b"!")
+    return hashlib.sha256(place.read_bytes()).hexdigest()
+
+
+def test_bytecode_of_modules_that_stay_is_taken_from_the_layer_before(bench: Any, tmp_path: Path) -> None:
+    alpha, beta = small_set(tmp_path)
+    layer = one_stage(bench, alpha, beta)
+    mark = damage(layer, "alpha.m3")  # and let its index say that it was so when it was made
+    entry = bytecode(layer, "alpha.m3")
+    marked = Index.of(
+        (replace(each, sha256=mark) if each is entry else each for each in layer.index.entries), layer.index.stats
+    )
+    marked.save(layer.tree.parent / "index")
+    meta = layer.tree.parent / "meta.json"
+    meta.write_text(meta.read_text().replace(layer.digest, marked.digest))
+    newer = one_stage(bench, alpha, make_wheel(tmp_path, "beta", "3.0", {"beta/__init__.py": b"VALUE = 42\n"}))
+    assert bytecode(newer, "alpha.m3").sha256 == mark
+    assert bytecode(newer, "beta.__init__").sha256 != bytecode(layer, "beta.__init__").sha256
+    other = make_wheel(tmp_path, "alpha", "2.0", {"alpha/m3.py": b"NAMES = 1\n"})
+    assert bytecode(one_stage(bench, other, beta), "alpha.m3").sha256 != mark, "its source is another"
+
+
+def own_bytecode(folder: Path, version: str, code: bytes | None) -> Path:
+    """A wheel of a module and one that is no Python, which brings `code` as bytecode of both."""
+    brought = {f"own/__pycache__/{name}.cpython-311.pyc": code for name in ("m", "bad")} if code else {}
+    return make_wheel(folder, "own", version, {"own/m.py": b"A = 1\n", "own/bad.py": b"print 'x'\n", **brought})
+
+
+def hook(folder: Path, version: str, codec: str) -> Path:
+    """A wheel that has every interpreter of the venv read sources in the encoding "house" with `codec`."""
+    code = f"import codecs\ncodecs.register(lambda name: codecs.lookup('{codec}') if name == 'house' else None)\n"
+    return make_wheel(folder, "hook", version, {"hook.pth": b"import hook\n", "hook.py": code.encode()})
+
+
+def test_a_layer_comes_out_alike_with_and_without_one_before(new_bench: Callable[[str], Any], tmp_path: Path) -> None:
+    alpha, beta = small_set(tmp_path)
+    uses = make_wheel(tmp_path, "uses", "1", {"uses/m.py": b"# coding: house\nA = '\xe9'\n"})
+    newer = make_wheel(tmp_path, "beta", "3.0", {"beta/__init__.py": b"VALUE = 42\n"})
+    hooks = [hook(tmp_path, "1", "latin-1"), hook(tmp_path, "2", "cp1251")]
+    own = [own_bytecode(tmp_path, version, code) for version, code in (("1", b"1"), ("2", b"2"), ("3", None))]
+    bench, made = new_bench("store"), []
+    for number, wheels in enumerate(
+        [
+            (alpha, beta, uses, hooks[0], own[0]),
+            (alpha, newer, uses, hooks[0], own[0]),
+            (alpha, newer, uses, hooks[0], own[1]),
+            (alpha, newer, uses, hooks[0], own[2]),
+            (alpha, newer, uses, hooks[0], own[1]),
+            (alpha, newer, uses, hooks[1], own[2]),
+            (alpha, newer, uses, own[2]),
+        ]
+    ):
+        if number == 1:
+            damage(made[-1], "alpha.m3")
+        layer = one_stage(bench, *wheels)
+        assert layer.index.entries == one_stage(new_bench(f"fresh-{number}"), *wheels).index.entries, number
+        made.append(layer)
+    assert bytecode(made[3], "uses.m").sha256 != bytecode(made[5], "uses.m").sha256, "the codec shows in it"
 
 
 def test_two_wheels_with_one_file_of_different_bytes_are_refused(bench: Any, tmp_path: Path) -> None:
