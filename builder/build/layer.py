@@ -80,12 +80,12 @@ def build_layer(node: Node, lower: Sequence[Built], site: Site) -> Built:
     log = store.folder("tmp", "logs") / f"{recipe.full_name}-{name}.log"
     with site.progress.task(f"{name}: {reason}"), store.draft(key) as draft, named(node, store):
         below = [built.layer.tree for built in lower]
-        window_start = _stamp(draft.scratch / "started")
+        began = _clocks(draft.scratch / "started")
         with _logged(draft.work.parent / "log", log) as said:
             node.kind.build(_context(site, node, below, draft, said, log, lambda: earlier(node, body, site)))
-        window = (window_start, _stamp(draft.scratch / "ended"))
+        windows = tuple(zip(began, _clocks(draft.scratch / "ended"), strict=True))
         _check_files(node)
-        tree.normalise(draft.upper, recipe.source_date_epoch, window, below)
+        tree.normalise(draft.upper, recipe.source_date_epoch, windows, below)
         index = tree.scan(draft.upper, progress=_Watched(site.stop))
         seconds = time.monotonic() - started
         over = [built.key for built in lower]
@@ -186,10 +186,10 @@ def check_inputs(node: Node, site: Site) -> None:
             raise BuilderError(what, hint=hint)
 
 
-def _stamp(path: Path) -> int:
-    """Now, in nanoseconds, as the file system's own clock tells it."""
+def _clocks(path: Path) -> tuple[int, int]:
+    """Now, in nanoseconds, as the file system tells it, and the clock that programs look at."""
     path.touch()
-    return path.stat().st_mtime_ns
+    return path.stat().st_mtime_ns, time.time_ns()
 
 
 def _context(

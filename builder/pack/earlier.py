@@ -105,6 +105,13 @@ class Reading:
         """Whether the whole file is what `SHA256SUMS` said; waits until it is read."""
         return self.until(self.earlier.size).hexdigest() == self.earlier.sha256
 
+    def is_at(self, path: Path) -> bool:
+        """Whether this very file is the one at `path`."""
+        try:
+            return os.path.samestat(os.fstat(self.descriptor), os.stat(path, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+
     def close(self) -> None:
         """End the thread and close the file; nothing may be asked for after this."""
         if not self._stopped.is_set():
@@ -121,7 +128,7 @@ class Reading:
             for number, mark in enumerate(self._marks[1:], 1):
                 try:
                     filled.result()
-                except DamagedTemplateError as error:
+                except BaseException as error:
                     for later in self._marks[number:]:
                         later.set_exception(error)
                     return

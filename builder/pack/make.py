@@ -74,15 +74,18 @@ def _patched(work: Work, frames: Mapping[str, Record], reading: Reading, progres
         written = write_template(out, work.segments, frames, work.level, work.jobs, reading, progress)
         sums = work.tell(written)
         is_same = written.sha256 == reading.earlier.sha256
+        try:
+            stack.enter_context(patch.alone(reading))
+        except OSError:
+            return None
         if not is_same:
-            try:
-                stack.enter_context(patch.alone(reading))
-            except OSError:
-                return None
             publish.withdraw(work.scratch, work.dest, work.template, sums)
+            if not reading.is_at(work.scratch / work.template):
+                os.rename(work.scratch / work.template, work.dest / work.template)
+                return None
             try:
                 patch.apply(out, reading.descriptor)
             except OSError as error:
-                raise _PatchError(error.strerror) from error
+                raise _PatchError(error.strerror or error) from error
         publish.place(work.scratch, work.dest, work.template, sums, stays=is_same)
     return written

@@ -68,7 +68,8 @@ def is_possible(reading: Reading, scratch: Path) -> bool:
 
 @contextmanager
 def alone(reading: Reading) -> Iterator[None]:
-    """Nobody else has the earlier template open or under another name; who opens it now waits for the block's end.
+    """Nobody else has the earlier template open or under another name; who opens it now waits for the block's end, or
+    for as long as the kernel lets them wait (45 s: proc(5), lease-break-time).
 
     A write lease (fcntl(2), "Leases"). Raises OSError when somebody has, or when leases cannot be had there.
     """
@@ -79,8 +80,10 @@ def alone(reading: Reading) -> Iterator[None]:
     try:
         status = os.fstat(descriptor)
         wanted = 1, os.geteuid(), reading.earlier.size, reading.modified
-        is_named = os.path.samestat(status, os.stat(reading.earlier.path, follow_symlinks=False))
-        if not is_named or (status.st_nlink, status.st_uid, status.st_size, status.st_mtime_ns) != wanted:
+        if (
+            not reading.is_at(reading.earlier.path)
+            or (status.st_nlink, status.st_uid, status.st_size, status.st_mtime_ns) != wanted
+        ):
             raise OSError("has another name or owner, or was written to")
         yield
     finally:

@@ -216,5 +216,5 @@ SECTIONS = (
     Section("Target", "The GPU that the template is for: checks, slimming and source builds read it.", _TARGET),
     Section("Venv", "One Python environment, resolved as one set.", _VENV, many=True),
     Section("Url", "One file from the network.", _URL, many=True),
-    Section("Stage", "One layer. Stages are built in the order in which they stand.", _STAGE, many=True, required=True),
+    Section("Stage", "One layer, on top of those of the stages before it.", _STAGE, many=True, required=True),
 )

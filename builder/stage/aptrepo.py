@@ -10,6 +10,7 @@ from pathlib import Path
 
 from builder.lock.model import Blob
 from builder.stage import debfile
+from builder.store.files import sha256_of
 
 PLACE = "/run/builder/repo"
 """Where the folder is shown in the sandbox: what apt writes about it is the same wherever the store lies."""
@@ -26,7 +27,7 @@ def write(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path]) -
     def paragraph(blob: Blob) -> str:
         plain = folder / blob.filename
         control = debfile.unpack(locate(blob), plain)
-        return f"{control.rstrip()}\nFilename: {plain.name}\nSize: {plain.stat().st_size}\nSHA256: {_sha256(plain)}\n"
+        return f"{control.rstrip()}\nFilename: {plain.name}\nSize: {plain.stat().st_size}\nSHA256: {sha256_of(plain)}\n"
 
     with ThreadPoolExecutor() as pool:
         index = "\n".join(pool.map(paragraph, blobs))
@@ -35,14 +36,6 @@ def write(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path]) -
     (folder / "Packages").write_bytes(data)
     (folder / "Release").write_text("\n".join(("Date: Thu, 01 Jan 1970 00:00:00 UTC", "SHA256:", listed, "")))
     return index
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def copy(folder: Path, blobs: Sequence[Blob], locate: Callable[[Blob], Path]) -> None:

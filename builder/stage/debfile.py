@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import lzma
@@ -19,13 +20,16 @@ from builder.errors import BuilderError
 
 _MAGIC = b"!<arch>\n"
 _HEADER = 60  # bytes: the name in 16, time, owner, group and mode up to 48, then the size
+_CONTROL_MAX = 1 << 20  # bytes
 _DAMAGE = (
-    *(EOFError, KeyError, ValueError, tarfile.TarError),
+    *(EOFError, ValueError, tarfile.TarError),
     *(gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError),
 )
 _OPEN: Mapping[str, Callable[[Any], Any]] = {
     "": lambda file: file,
+    ".bz2": bz2.open,
     ".gz": gzip.open,
+    ".lzma": lzma.open,
     ".xz": lzma.open,
     ".zst": lambda file: zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True),
 }
@@ -53,6 +57,8 @@ def _unpack(source: IO[bytes], target: IO[bytes]) -> bytes:
         size = int(header[48:58])
         data = io.BytesIO(source.read(size + size % 2)[:size])
         start = target.seek(_HEADER, os.SEEK_CUR)
+        if len(data.getbuffer()) != size or compression not in _OPEN:
+            raise ValueError(f"its {name}.tar{compression} ends early, or is compressed in a way that is not known")
         with _OPEN[compression](data) as content:
             shutil.copyfileobj(content, target, 1 << 20)
         end = target.tell()
@@ -70,5 +76,11 @@ def _unpack(source: IO[bytes], target: IO[bytes]) -> bytes:
 def _control(file: IO[bytes]) -> bytes:
     """The file `control` in the tar that begins where `file` stands."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        found = tar.extractfile("./control")
-        return found.read() if found else b""
+        for member in tar:
+            if member.name.removeprefix("./") == "control" and member.isreg() and member.size <= _CONTROL_MAX:
+                found = tar.extractfile(member)
+                text = found.read() if found else b""
+                if b"\n\n" in text.strip():
+                    raise ValueError("its control file has two paragraphs")
+                return text
+    return b""

@@ -114,7 +114,7 @@ def _build(context: Context) -> None:
     sources.unlink(missing_ok=True)
     sources.write_text(params["Sources"])
     sources.chmod(0o644)
-    debs.clean(upper, with_docs=params["WithDocs"])
+    debs.clean(upper, context.epoch, with_docs=params["WithDocs"])
     _date_folders(upper, context.epoch)
     debs.check(params["Locked"], debs.installed(debs.within(upper, debs.STATUS.lstrip("/"))), context.stage)
 

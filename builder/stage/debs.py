@@ -146,10 +146,10 @@ def check(expected: Mapping[str, str], found: Mapping[str, str], stage: Stage) -
         )
 
 
-def clean(root: Path, *, with_docs: bool) -> None:
+def clean(root: Path, epoch: int, *, with_docs: bool) -> None:
     """Take out of the layer at `root` what no template may hold, and documentation unless `with_docs`.
 
-    Folders stay: scripts of packages expect those of man pages.
+    Folders stay: scripts of packages expect those of man pages. Passwords get the day of `epoch`.
     """
     for pattern in _LEFTOVERS:
         for path in root.glob(pattern):
@@ -157,10 +157,26 @@ def clean(root: Path, *, with_docs: bool) -> None:
     machine_id = within(root, "etc/machine-id")
     if machine_id.is_file() and not machine_id.is_symlink():
         machine_id.write_bytes(b"")
+    date_passwords(root, epoch)
     for folder in () if with_docs else _DOCUMENTATION:
         for path in (root / "usr/share" / folder).glob("**/*"):
             if not path.is_symlink() and path.name != _LICENCE:
                 _remove(root, path)
+
+
+def date_passwords(root: Path, epoch: int) -> None:
+    """Say in the layer's /etc/shadow (shadow(5)), where it has one, that passwords were changed on the day of `epoch`.
+
+    shadow-utils take that day from SOURCE_DATE_EPOCH, but not where the machine's clock is behind it.
+    """
+    shadow = within(root, "etc/shadow")
+    if not shadow.is_file() or shadow.is_symlink():
+        return
+    rows = [row.split(":") for row in shadow.read_text(errors="surrogateescape").splitlines()]
+    for row in rows:
+        if len(row) > 2 and row[2] not in ("", "0"):
+            row[2] = str(epoch // 86400)
+    shadow.write_text("".join(f"{':'.join(row)}\n" for row in rows), errors="surrogateescape")
 
 
 def within(root: Path, name: str | Path) -> Path:

@@ -13,7 +13,7 @@ from builder.recipe.keys import Key, Type
 from builder.recipe.model import Recipe, Stage
 from builder.recipe.tables import source
 from builder.sandbox.spec import Bind
-from builder.stage import entries, templates, users
+from builder.stage import debs, entries, templates, users
 from builder.stage.kind import Context, Inputs, Kind
 from builder.stage.members import Members, unpack_command, wrong_path
 
@@ -64,6 +64,8 @@ def _build(context: Context) -> None:
     archive.unlink()
     for argv in _changes(params):
         context.run(argv, env={"SYSTEMD_OFFLINE": "1"})
+    if params["Users"]:
+        debs.date_passwords(context.upper, context.epoch)
     _scripts(context)
     if params["RemoveFiles"]:
         context.run(("sh", "-c", "IFS=; for glob; do rm -rf -- $glob; done", "sh", *params["RemoveFiles"]))

@@ -53,7 +53,7 @@ def _build(context: Context) -> None:
         aptrepo.copy(folder, context.inputs.blobs, context.blob)
         command = ["sh", "-c", _INSTALL, "sh", *debs.automatic(params)]
         context.run(command, env=debs.ENVIRONMENT, binds=[Bind(folder, aptrepo.PLACE)])
-        debs.clean(context.upper, with_docs=params["WithDocs"])
+        debs.clean(context.upper, context.epoch, with_docs=params["WithDocs"])
     debs.check({**before, **params["Locked"]}, debs.installed(context.lower(debs.STATUS)), context.stage)
 
 

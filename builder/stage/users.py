@@ -57,7 +57,7 @@ def check(users: Sequence[Mapping[str, Any]], where: str) -> None:
 def commands(users: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """The commands that make `users`, run as root of the template: groupadd(8), useradd(8), install(1).
 
-    They take the day of a password's last change from SOURCE_DATE_EPOCH.
+    They write the day of a password's last change: see `builder.stage.debs.date_passwords`.
     """
     for user in users:
         name, gid = user["Name"], str(user["Gid"] or user["Uid"])

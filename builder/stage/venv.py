@@ -104,7 +104,7 @@ def install(context: Context, params: Mapping[str, Any], blobs: Sequence[Blob]) 
     wheels bring the same file with different bytes.
     """
     path, python = params["path"], f"{params['path']}/bin/python"
-    if context.lower(f"{path}/pyvenv.cfg") is None:
+    if context.lower(python) is None:
         context.run((params["python"], "-I", "-B", "-m", "venv", "--without-pip", path))
     lines = [
         f"{name}=={version} --hash=sha256:{blob.sha256}\n"

@@ -31,17 +31,13 @@ def merge(indexes: Sequence[Index]) -> list[list[Entry]]:
 def clashes(one: Index, other: Index) -> Iterator[str]:
     """Paths that two layers of one stack both have, and where it matters which of the two lies on top.
 
-    A folder of both does not, unless it is opaque in one of them; neither does the time of a file.
+    A folder of both does not, where it has the same attributes and is opaque in neither; nor do times.
     """
     known = {entry.path: entry for entry in one.entries}
     for entry in other.entries:
         twin = known.get(entry.path)
-        if twin is not None and not (_is_open(entry) and _is_open(twin)) and _content(entry) != _content(twin):
+        if twin is not None and (entry.opaque or twin.opaque or _content(entry) != _content(twin)):
             yield entry.path
-
-
-def _is_open(entry: Entry) -> bool:
-    return entry.type == "dir" and not entry.opaque
 
 
 def _content(entry: Entry) -> tuple[object, ...]:

@@ -162,13 +162,13 @@ def _digest(full: str, buffer: bytearray, task: Task) -> tuple[str, int, int]:
     return digest.hexdigest(), size, zeros
 
 
-def normalise(root: Path, epoch: int, window: tuple[int, int], lower: Sequence[Path] = ()) -> None:
+def normalise(root: Path, epoch: int, windows: Sequence[tuple[int, int]], lower: Sequence[Path] = ()) -> None:
     """Take out of the tree at `root` what depends on when and where it was made.
 
-    A member whose mtime lies in `window` (the run of the stage: first and last nanosecond since 1970) or after
-    `epoch` (seconds) gets `epoch`; an older mtime loses its fraction of a second. Sockets are removed, and so are
-    extended attributes other than security.capability, user.* and overlayfs's own. overlayfs marks new folders as
-    opaque, some kernels more of them than others: where none of the trees `lower` has the folder, the mark goes.
+    A member whose mtime lies in one of `windows` (the run of the stage by each clock that may tell it: first and last
+    nanosecond since 1970) or after `epoch` (seconds) gets `epoch`; an older mtime loses its fraction of a second.
+    Sockets are removed, and so are extended attributes other than security.capability, user.* and overlayfs's own.
+    overlayfs marks new folders as opaque: where none of the trees `lower` has the folder, the mark goes.
     Raises BuilderError naming the member that cannot be changed.
     """
     try:
@@ -181,23 +181,35 @@ def normalise(root: Path, epoch: int, window: tuple[int, int], lower: Sequence[P
             elif stat.S_ISDIR(status.st_mode):
                 folders.append((path, status))
             elif not stat.S_ISCHR(status.st_mode):
-                _settle(full, status, epoch, window)
+                _settle(full, status, epoch, windows)
         for path, status in reversed(folders):
             full = os.path.join(top, path)
-            if not any(os.path.lexists(os.path.join(below, path)) for below in lower):
+            if overlay.is_opaque(full) and not any(_has(os.fspath(below), path) for below in lower):
                 _drop_opaque(full)
-            _settle(full, status, epoch, window)
+            _settle(full, status, epoch, windows)
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=error.filename or root) from error
 
 
-def _settle(full: str, status: os.stat_result, epoch: int, window: tuple[int, int]) -> None:
+def _has(root: str, path: str) -> bool:
+    """Whether the tree at `root` has a member at `path`, reached through folders and no link."""
+    parts = path.split("/")
+    try:
+        for count in range(1, len(parts)):
+            if not stat.S_ISDIR(os.lstat(os.path.join(root, *parts[:count])).st_mode):
+                return False
+        os.lstat(os.path.join(root, path))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _settle(full: str, status: os.stat_result, epoch: int, windows: Sequence[tuple[int, int]]) -> None:
     for name in os.listxattr(full, follow_symlinks=False):
         if not _is_kept(name) and not name.startswith(overlay.ATTRIBUTES):
             _drop_xattr(full, name)
     mtime = status.st_mtime_ns
-    first, last = window
-    recent = first <= mtime <= last or mtime > epoch * 1_000_000_000
+    recent = any(first <= mtime <= last for first, last in windows) or mtime > epoch * 1_000_000_000
     wanted = epoch if recent else max(0, mtime // 1_000_000_000)
     if mtime != wanted * 1_000_000_000 or stat.S_ISDIR(status.st_mode):
         os.utime(full, (wanted, wanted), follow_symlinks=False)

@@ -56,7 +56,7 @@ KINDS[given["kind"]].build(
         lambda name: here / name, run, lambda path: tree.resolve([base, upper], path), 1,
     )
 )
-tree.normalise(upper, 1760572800, (before, time.time_ns() + 10**9))
+tree.normalise(upper, 1760572800, [(before, time.time_ns() + 10**9)])
 index = tree.scan(upper)
 log = here / "log"
 later = here / "later"

@@ -13,6 +13,7 @@ from builder.build import Built, build, outlook, plan
 from builder.errors import BuilderError
 from builder.lock.model import Lock
 from builder.progress import Silent
+from builder.sandbox import Stop
 from builder.stage.kind import Context, Kind
 from builder.store import Layer, Store, upkeep
 from tests.unit.build.plain import kind, recipe, stage
@@ -145,8 +146,14 @@ def test_two_that_bring_one_path_alike_are_fine(store: Store) -> None:
     assert make(store, one={"x/f": "a"}, two={"x/f": "a", "x/g": "b"})
 
 
-def test_the_error_is_that_of_the_stage_that_failed_and_no_other_goes_on(store: Store) -> None:
-    both, ended = threading.Barrier(2), threading.Event()
+def test_the_error_is_that_of_the_stage_that_failed_and_no_other_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, stopped, pull = threading.Barrier(2), threading.Event(), Stop.pull
+
+    def pull_and_tell(stop: Stop) -> None:
+        pull(stop)
+        stopped.set()
 
     def fail_or_scan(context: Context) -> None:
         if context.stage.name == "one":
@@ -154,8 +161,9 @@ def test_the_error_is_that_of_the_stage_that_failed_and_no_other_goes_on(store: 
             raise BuilderError("broke")
         (context.upper / "large").write_bytes(bytes(64 << 20))
         both.wait(PATIENCE)
-        ended.wait(0.2)
+        assert stopped.wait(PATIENCE)
 
+    monkeypatch.setattr(Stop, "pull", pull_and_tell)
     with pytest.raises(BuilderError, match=r"^stage one: broke$"):
         make(store, kinds(fail_or_scan))
     assert {layer.facts["stage"] for layer in store.layers()} == {"base"}

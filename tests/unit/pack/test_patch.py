@@ -203,6 +203,26 @@ def test_another_name_of_the_old_template_keeps_it(folder: Path) -> None:
     assert (folder / "kept").read_bytes() == old
 
 
+@pytest.mark.parametrize("put", ["a copy", "nothing"])
+@pytest.mark.parametrize("change", ["middle grown", "none"])
+def test_a_template_that_is_moved_away_meanwhile_stays_as_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, put: str, change: str
+) -> None:
+    old = packed(folder, BASE).path
+    kept, data, is_sound = folder / "kept", old.read_bytes(), Reading.is_sound
+
+    def moved_and_sound(reading: Reading) -> bool:
+        if not kept.exists():
+            old.rename(kept)
+            if put == "a copy":
+                shutil.copy2(kept, old)
+        return is_sound(reading)
+
+    monkeypatch.setattr(Reading, "is_sound", moved_and_sound)
+    check(folder, packed(folder, BASE if change == "none" else CHANGES[change]))
+    assert kept.read_bytes() == data
+
+
 def test_a_link_to_a_template_elsewhere_is_replaced_and_not_followed(folder: Path) -> None:
     first = packed(folder, BASE)
     old = first.path.read_bytes()

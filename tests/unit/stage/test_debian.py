@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,50 @@ class TestPlainPackage:
         with pytest.raises(BuilderError, match=r"x\.deb: is no Debian package: ."):
             debfile.unpack(packed, tmp_path / "x.deb")
 
+    @pytest.mark.skipif(shutil.which("ar") is None, reason="needs ar")
+    def test_a_control_file_that_is_none_is_refused(self, tmp_path: Path) -> None:
+        packed = tmp_path / make_deb(tmp_path, "a").filename
+        good, plain = (tmp_path / "a/DEBIAN/control").read_text(), tmp_path / "x.deb"
+        for what, control in {
+            "no control file": [member("./control", linkname="./control")],
+            "two paragraphs": [member("./control", f"{good}\nPackage: b\n".encode())],
+            "no control file ": [member("control", bytes((1 << 20) + 1))],
+        }.items():
+            with_control(packed, tmp_path / "bad.deb", control)
+            with pytest.raises(BuilderError, match=what.strip()):
+                debfile.unpack(tmp_path / "bad.deb", plain)
+        with_control(packed, tmp_path / "plain-name.deb", [member("control", good.encode())])
+        assert debfile.unpack(tmp_path / "plain-name.deb", plain) == good
+
+
+Member = tuple[tarfile.TarInfo, bytes]
+
+
+def member(name: str, data: bytes = b"", linkname: str = "") -> Member:
+    info = tarfile.TarInfo(name)
+    info.size, info.linkname = len(data), linkname
+    info.type = tarfile.SYMTYPE if linkname else tarfile.REGTYPE
+    return info, data
+
+
+def with_control(packed: Path, bad: Path, members: list[Member]) -> None:
+    """The package `packed` with another archive of control files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for info, data in members:
+            tar.addfile(info, io.BytesIO(data))
+    control = bad.with_name("control.tar")
+    control.write_bytes(buffer.getvalue())
+    folder = bad.with_suffix(".parts")
+    folder.mkdir()
+    subprocess.run(["ar", "x", packed, "--output", folder], check=True)
+    others = [path for path in sorted(folder.iterdir()) if not path.name.startswith("control")]
+    order = [path for path in others if path.name == "debian-binary"] + [control]
+    order += [path for path in others if path.name != "debian-binary"]
+    bad.unlink(missing_ok=True)
+    subprocess.run(["ar", "rcS", bad, *order], check=True)
+    shutil.rmtree(folder)
+
 
 @needs_dpkg
 class TestRepository:
@@ -300,23 +346,32 @@ def files(root: Path) -> set[str]:
 
 class TestClean:
     def test_leftovers_and_documentation_go_licences_and_folders_stay(self, root: Path) -> None:
-        debs.clean(root, with_docs=False)
+        debs.clean(root, 86400, with_docs=False)
         assert files(root) == {*KEPT, "etc/machine-id", "usr/share/doc/b"}
         assert (root / "usr/share/man/man1").is_dir()
         assert (root / "var/cache/apt/archives").is_dir()
 
+    def test_passwords_are_of_the_day_of_the_epoch(self, tmp_path: Path) -> None:
+        (tmp_path / "etc").mkdir()
+        shadow = tmp_path / "etc/shadow"
+        shadow.write_text("root:*:17137:0:99999:7:::\nsystemd:!*:17137::::::\nnew::0:0:99999:7:::\nodd:*::\n")
+        shadow.chmod(0o640)
+        debs.clean(tmp_path, 20377 * 86400 + 5, with_docs=True)
+        rows = "root:*:20377:0:99999:7:::\nsystemd:!*:20377::::::\nnew::0:0:99999:7:::\nodd:*::\n"
+        assert (shadow.read_text(), shadow.stat().st_mode & 0o777) == (rows, 0o640)
+
     def test_documentation_stays_when_it_is_wanted(self, root: Path) -> None:
-        debs.clean(root, with_docs=True)
+        debs.clean(root, 86400, with_docs=True)
         assert files(root) == {*KEPT, *DOCUMENTATION, "etc/machine-id", "usr/share/doc/b"}
 
     def test_a_machine_gets_its_id_at_its_first_start(self, root: Path) -> None:
-        debs.clean(root, with_docs=True)
+        debs.clean(root, 86400, with_docs=True)
         assert (root / "etc/machine-id").read_bytes() == b""
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="needs mknod")
     def test_a_whiteout_still_hides_what_is_below(self, root: Path) -> None:
         os.mknod(root / "usr/share/doc/a/README", 0o600 | 0o020000, 0)
-        debs.clean(root, with_docs=False)
+        debs.clean(root, 86400, with_docs=False)
         assert (root / "usr/share/doc/a/README").lstat().st_rdev == 0
 
     def test_links_that_leave_the_root_are_not_followed(
@@ -325,7 +380,7 @@ class TestClean:
         outside = tmp_path_factory.mktemp("outside")
         (outside / "README").write_text("x")
         (root / "usr/share/doc/c").symlink_to(outside)
-        debs.clean(root, with_docs=False)
+        debs.clean(root, 86400, with_docs=False)
         assert (outside / "README").exists()
 
     def test_a_folder_that_leads_to_the_machine_is_refused(
@@ -336,7 +391,7 @@ class TestClean:
         shutil.rmtree(root / "var/log")
         (root / "var/log").symlink_to(outside)
         with pytest.raises(BuilderError, match="a package has made /var/log lead elsewhere"):
-            debs.clean(root, with_docs=True)
+            debs.clean(root, 86400, with_docs=True)
         assert (outside / "dpkg.log").exists()
 
     def test_a_machine_id_that_is_a_link_is_left_alone(
@@ -346,5 +401,5 @@ class TestClean:
         outside.write_text("x")
         (root / "etc/machine-id").unlink()
         (root / "etc/machine-id").symlink_to(outside)
-        debs.clean(root, with_docs=True)
+        debs.clean(root, 86400, with_docs=True)
         assert outside.read_text() == "x"

@@ -30,7 +30,7 @@ def layer(store: Store, stage: str, content: bytes) -> Layer:
         (draft.upper / "opt").mkdir()
         (draft.upper / "opt/big").write_bytes(content)
         (draft.upper / "opt/link").symlink_to("big")
-        tree.normalise(draft.upper, 1000, (0, 1 << 62))
+        tree.normalise(draft.upper, 1000, [(0, 1 << 62)])
         facts = {"recipe": "demo", "stage": stage, "kind": "files", "body": body, "over": []}
         return draft.commit(tree.scan(draft.upper), facts)
 

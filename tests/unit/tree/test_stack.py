@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.tree import Entry, Index, merge, order, resolve
+from builder.tree import Entry, Index, clashes, merge, order, resolve
 
 NAMES = ("a", "a-b", "b", "c")
 PATHS = tuple(
@@ -153,3 +153,22 @@ def test_resolve_sees_nothing_below_an_opaque_folder(stack: list[Path]) -> None:
         pytest.skip("this file system has no user attributes")
     assert resolve(stack, "/usr/lib/only-low") is None
     assert resolve(stack, "/lib/libc.so") == stack[1] / "usr/lib/libc.so"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "clash"),
+    [
+        (Entry("d", "dir", 0o755), Entry("d", "dir", 0o755), False),
+        (Entry("d", "dir", 0o755, mtime=1), Entry("d", "dir", 0o755, mtime=2), False),
+        (Entry("d", "dir", 0o755), Entry("d", "dir", 0o755, opaque=True), True),
+        (Entry("d", "dir", 0o755, opaque=True), Entry("d", "dir", 0o755, opaque=True), True),
+        (Entry("d", "dir", 0o755), Entry("d", "dir", 0o700), True),
+        (Entry("d", "dir", 0o755), Entry("d", "whiteout"), True),
+        (Entry("d", "file", 0o644, sha256="a"), Entry("d", "file", 0o644, sha256="a"), False),
+        (Entry("d", "file", 0o644, sha256="a"), Entry("d", "file", 0o755, sha256="a"), True),
+        (Entry("d", "link", target="a"), Entry("d", "link", target="b"), True),
+        (Entry("d", "dir", 0o755), Entry("e", "dir", 0o700, opaque=True), False),
+    ],
+)
+def test_layers_clash_where_it_matters_which_is_on_top(one: Entry, other: Entry, clash: bool) -> None:
+    assert list(clashes(Index.of([one]), Index.of([other]))) == ([other.path] if clash else [])
