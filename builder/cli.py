@@ -142,6 +142,13 @@ def _speak_utf8() -> None:
 def main() -> NoReturn:
     """Run the command line: exit 0, 1 for a failure, 2 for a wrong use, 130 when interrupted."""
     _speak_utf8()
+    status = _run()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # all is done: what is left is Python's own end
+    sys.exit(status)
+
+
+def _run() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) sets it
             signal.signal(number, _terminate)
@@ -149,22 +156,22 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     try:
         result: Any = cli.main(prog_name="builder", standalone_mode=False)
-        sys.exit(result if isinstance(result, int) else 0)
+        return result if isinstance(result, int) else 0
     except BuilderError as error:
         if debug:
             raise
         click.echo(f"builder: {error}", err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
         _show(error)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except OSError as error:
         if debug:
             raise
         click.echo(f"builder: {BuilderError(error.strerror or str(error), where=error.filename)}", err=True)
-        sys.exit(BuilderError.exit_code)
+        return BuilderError.exit_code
     except (KeyboardInterrupt, click.Abort):
         if debug:
             raise
         click.echo("builder: interrupted", err=True)
-        sys.exit(130)
+        return 130

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from builder.build import Node, Template, build, current, make, plan
+from builder.build import Node, Template, current, make, plan
 from builder.errors import BuilderError
 from builder.lock.model import Blob, Lock
 from builder.progress import Silent
@@ -137,7 +137,7 @@ class Little:
         said, recipe, lock, nodes = said or Said(), self.recipe, self.lock, self.nodes
         made = current(recipe, lock, nodes, store, self.artifacts)
         if made is None:
-            made = make(recipe, lock, build(recipe, nodes, store, said), store, self.artifacts, said)
+            made, _ = make(recipe, lock, nodes, store, self.artifacts, said)
         return made
 
 

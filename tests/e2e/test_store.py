@@ -145,7 +145,7 @@ ATTEMPTS = {
             (draft.upper / f'{number:0200}').touch()
         index = tree.scan(draft.upper)
         fill(store.root)
-        draft.commit(index, {'recipe': 'tiny', 'stage': 'base', 'kind': 'debian', 'body': body})
+        draft.commit(index, {'recipe': 'tiny', 'stage': 'base', 'kind': 'debian', 'body': body, 'over': []})
 """,
 }
 
