@@ -275,4 +275,5 @@ def main() -> None:
     print_table((chosen.recipe, "by hand", "builder", "ratio"), rows, right=("by hand", "builder", "ratio"))
 
 
-main()
+if __name__ == "__main__":
+    main()

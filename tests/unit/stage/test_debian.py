@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from builder.errors import BuilderError, UsageError
 from builder.lock.model import Blob, Deb, DebRequest, Lock
 from builder.recipe.model import Distribution, Recipe, Stage
 from builder.stage import KINDS, aptrepo, debfile, debs
+from tests.unit.build import plain
 
 needs_dpkg = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="needs dpkg")
 
@@ -27,20 +29,7 @@ def stage(name: str, kind: str, *packages: str, skip: str | None = None, docs: b
 
 def recipe(*stages: Stage) -> Recipe:
     distribution = Distribution("debian", "bookworm", "amd64", "http://mirror/debian", "http://security", ("main",))
-    return Recipe(
-        directory=Path("/recipe"),
-        name="r",
-        version="1",
-        variant="",
-        variants=(),
-        source_date_epoch=1,
-        compression_level=3,
-        distribution=distribution,
-        target=None,
-        venvs=(),
-        urls=(),
-        stages=stages,
-    )
+    return replace(plain.recipe(*stages), distribution=distribution)
 
 
 def deb(name: str, version: str = "1") -> Deb:
