@@ -44,10 +44,10 @@ def current(recipe: Recipe, lock: Lock, nodes: Sequence[Node], store: Store, fol
     path = folder / pack.file_name(recipe.full_name, recipe.version, recipe.distribution.architecture)
     try:
         record = json.loads((store.root / _record(path)).read_text())
-        if record != _told(_identity(recipe, lock, nodes, digests), path):
+        if record["told"] != _told(_identity(recipe, lock, nodes, digests), path):
             return None
-        return Template(path, record["sums"][0], path.stat().st_size, fresh=False)
-    except (OSError, ValueError):
+        return Template(path, record["told"]["sums"][0], path.stat().st_size, fresh=False)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -56,22 +56,14 @@ def make(
 ) -> tuple[Template, tuple[Built, ...]]:
     """Build the layers of `nodes` and pack them into `folder`, with manifest, SBOM and checksums beside the template.
 
-    The template that was made there last is read meanwhile. Raises BuilderError as `build` does, when a layer's file is
-    not what was captured, or the disk is full.
+    Raises BuilderError as `build` does, when a layer's file is not what was captured, or the disk is full.
     """
-    with pack.opened(_earlier(recipe, store, folder)) as earlier:
-        built = build(recipe, nodes, store, progress)
-        return _packed(recipe, lock, built, store, folder, earlier, progress), built
+    built = build(recipe, nodes, store, progress)
+    return _packed(recipe, lock, built, store, folder, progress), built
 
 
 def _packed(
-    recipe: Recipe,
-    lock: Lock,
-    built: Sequence[Built],
-    store: Store,
-    folder: Path,
-    earlier: pack.Reading | None,
-    progress: Progress,
+    recipe: Recipe, lock: Lock, built: Sequence[Built], store: Store, folder: Path, progress: Progress
 ) -> Template:
     started = time.monotonic()
     architecture = recipe.distribution.architecture
@@ -86,7 +78,7 @@ def _packed(
         architecture=architecture,
         level=recipe.compression_level,
         epoch=recipe.source_date_epoch,
-        earlier=earlier,
+        earlier=_earlier(recipe, store, folder),
         info=_info(recipe, lock, built),
         progress=progress,
     )
@@ -94,18 +86,23 @@ def _packed(
         node = stage.node
         explain.remember(store, recipe.full_name, node.stage.name, stage.layer.facts["body"], node.listing)
     identity = _identity(recipe, lock, [stage.node for stage in built], [stage.layer.digest for stage in built])
-    store.write_text(_record(packed.path), json.dumps(_told(identity, packed.path), sort_keys=True))
+    left = packed.left.told()
+    record = {"told": _told(identity, packed.path), "left": left, "sum": canonical.digest(left)}
+    store.write_text(_record(packed.path), json.dumps(record, sort_keys=True))
     return Template(packed.path, packed.sha256, packed.size, fresh=True, seconds=time.monotonic() - started)
 
 
-def _earlier(recipe: Recipe, store: Store, folder: Path) -> Path | None:
-    """The template whose frames may be copied: one that this store knows to be as it was made, with its manifest."""
+def _earlier(recipe: Recipe, store: Store, folder: Path) -> pack.Earlier | None:
+    """The template that was made last in `folder`, when this store has made it."""
     path = pack.newest(folder, recipe.full_name, recipe.distribution.architecture)
+    if path is None:
+        return None
     try:
-        known = path is not None and json.loads((store.root / _record(path)).read_text())["stats"] == _stats(path)
+        record = json.loads((store.root / _record(path)).read_text())
+        is_sound = canonical.digest(record["left"]) == record["sum"]
     except (OSError, ValueError, KeyError, TypeError):
-        known = False
-    return path if known else None
+        return None
+    return pack.Earlier.load(path, record["left"]) if is_sound else None
 
 
 def _identity(recipe: Recipe, lock: Lock, nodes: Sequence[Node], digests: Sequence[str]) -> str:
@@ -135,8 +132,7 @@ def _record(path: Path) -> Path:
 
 
 def _stats(path: Path) -> list[list[int]]:
-    found = [part.stat() for part in pack.parts(path)]
-    return [[stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for stat in found]
+    return [list(pack.Stat.of(part.stat())) for part in pack.parts(path)]
 
 
 def _info(recipe: Recipe, lock: Lock, built: Sequence[Built]) -> pack.Info:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from builder.pack import bill, content, manifest, publish, rights, sbom
 from builder.pack.compare import KINDS as DIFFERENCE_KINDS
 from builder.pack.compare import Difference, compare
 from builder.pack.content import Layer
-from builder.pack.earlier import Earlier, Reading
+from builder.pack.earlier import Earlier, Stat, opened
 from builder.pack.info import Info, StageInfo
 from builder.pack.make import Work, make
 from builder.pack.manifest import FORM
@@ -31,18 +31,18 @@ __all__ = [
     "FORMAT",
     "Checked",
     "Difference",
+    "Earlier",
     "Info",
     "Layer",
     "May",
     "Packed",
     "Part",
-    "Reading",
     "StageInfo",
+    "Stat",
     "compare",
     "file_name",
     "listed",
     "newest",
-    "opened",
     "pack",
     "parts",
     "read_manifest",
@@ -67,7 +67,8 @@ class Packed:
     tar_size: int  # bytes that it unpacks to
     files: int  # members
     frames: int
-    reused: int  # frames copied from an earlier template
+    reused: int  # frames taken from an earlier template
+    left: Earlier  # for the next one
 
 
 def pack(
@@ -81,15 +82,16 @@ def pack(
     epoch: int,
     info: Info,
     jobs: int | None = None,
-    earlier: Reading | None = None,
+    earlier: Earlier | None = None,
     progress: Progress | None = None,
 ) -> Packed:
     """Make the template `NAME_VERSION_ARCHITECTURE.tar.zst` of `layers` (lowest first) in the folder `dest`.
 
     Beside it: `.manifest.json`, `.cdx.json` (CycloneDX 1.6) and a line in `SHA256SUMS`. The bytes depend on the
     merged tree, `level` (zstd's) and the locked compressor alone, not on `jobs` (threads; None: one a CPU) or
-    `earlier`: a template that is `opened`, from which frames that are still the same are taken over, so that unchanged
-    files are not read. When it is the one that is replaced, it is changed where it lies if nobody else has it open.
+    `earlier`: a template from which frames that are still the same are taken over, so that unchanged files are not
+    read. When it is the one that is replaced, it is changed where it lies if nobody else has it open. Of one that was
+    written to since nothing is taken.
     Raises BuilderError when a layer's file is not what its index says, the disk is full or `dest` cannot be written;
     then `dest` is as it was, or without the template when the disk failed just while that was changed.
     """
@@ -124,9 +126,11 @@ def pack(
             }
 
         work = Work(segments, level, jobs or os.cpu_count() or 1, scratch, dest, template, tell)
-        written = make(work, earlier, progress)
+        written = make(work, stack.enter_context(opened(earlier)), progress)
+        path = dest / template
+        left = Earlier(path, Stat.of(path.stat()), written.sha256, written.states, written.records)
     return Packed(
-        dest / template, written.sha256, written.size, written.tar_size, len(members), len(segments), written.reused
+        path, written.sha256, written.size, written.tar_size, len(members), len(segments), written.reused, left
     )
 
 
@@ -179,23 +183,6 @@ def newest(dest: Path, name: str, architecture: str) -> Path | None:
     """The template `name` that was made last in the folder `dest`, whatever its version; None when there is none."""
     found = [path for path in dest.glob(f"{name}_*_{architecture}{_SUFFIX}") if _manifest_of(path).exists()]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-
-
-@contextmanager
-def opened(template: Path | None) -> Iterator[Reading | None]:
-    """`template`, an earlier one or None, read in the background while the block lasts, for `pack`.
-
-    None when it cannot be read, or when it or its manifest is not as `SHA256SUMS` beside it has it.
-    """
-    reading = None
-    with suppress(OSError):
-        found = template and Earlier.load(template, _manifest_of(template), publish.read_sums(template.parent))
-        reading = Reading(found) if found else None
-    try:
-        yield reading
-    finally:
-        if reading is not None:
-            reading.close()
 
 
 def _manifest_of(template: Path) -> Path:

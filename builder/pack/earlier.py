@@ -1,20 +1,17 @@
-"""An earlier template: what its manifest tells of its frames, and the thread that reads it to see that it is sound."""
+"""An earlier template, known as it was left: where its frames lie, and how its sha256 came about."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-STEP = 16 << 20
-"""Bytes read and hashed at a time: enough that threads seldom wait for the interpreter's lock in between."""
+from builder.pack.resumable import STATE_SIZE, STEP, Sum
 
 
 class Record(NamedTuple):
@@ -26,38 +23,57 @@ class Record(NamedTuple):
     tar_size: int  # bytes that it unpacks to
 
 
+class Stat(NamedTuple):
+    """What the kernel keeps of a file, all as long as nobody writes to it."""
+
+    size: int
+    modified: int  # nanoseconds since 1970, as the next
+    changed: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stat:
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
 class DamagedTemplateError(Exception):
-    """The earlier template is not what its manifest says."""
+    """The earlier template is not what it was."""
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A template whose frames may be taken over."""
+    """A template whose frames may be taken over as long as nobody has written to it."""
 
     path: Path
+    stat: Stat
     sha256: str
-    size: int
-    frames: Mapping[str, Record]
+    states: tuple[bytes, ...]  # of its sha256: see `builder.pack.resumable`
+    records: tuple[Record, ...]
+
+    @cached_property
+    def frames(self) -> Mapping[str, Record]:
+        return {record.identity: record for record in self.records}
+
+    def told(self) -> dict[str, Any]:
+        """All but the path, for JSON."""
+        return {
+            "stat": self.stat,
+            "sha256": self.sha256,
+            "states": b"".join(self.states).hex(),
+            "frames": self.records,
+        }
 
     @classmethod
-    def load(cls, path: Path, manifest: Path, sums: Mapping[str, str]) -> Earlier | None:
-        """The template at `path` with the frames that `manifest` tells of.
-
-        None when one of them is missing or not as `sums` (file name to sha256) has it. The template's own bytes
-        are looked at when they are used.
-        """
+    def load(cls, path: Path, told: Mapping[str, Any]) -> Earlier | None:
+        """The template at `path` that `told` tells of; None when it tells of none."""
         try:
-            text = manifest.read_bytes()
-            if hashlib.sha256(text).hexdigest() != sums[manifest.name]:
-                return None
-            told = json.loads(text)
-            size = path.stat().st_size
-            records = [Record(*row) for row in told["frames"]]
-            if told["size"] != size or not all(_lies_within(size, record) for record in records):
-                return None
-            return cls(path, sums[path.name], size, {record.identity: record for record in records})
-        except (OSError, ValueError, TypeError, KeyError):
+            stat, states = Stat(*told["stat"]), bytes.fromhex(told["states"])
+            records = tuple(Record(*row) for row in told["frames"])
+            cut = tuple(states[at : at + STATE_SIZE] for at in range(0, len(states), STATE_SIZE))
+        except (KeyError, TypeError, ValueError):
             return None
+        is_whole = cut and len(cut[-1]) == STATE_SIZE and all(_lies_within(stat.size, record) for record in records)
+        return cls(path, stat, told["sha256"], cut, records) if is_whole else None
 
 
 def _lies_within(size: int, record: Record) -> bool:
@@ -66,29 +82,31 @@ def _lies_within(size: int, record: Record) -> bool:
 
 
 class Reading:
-    """An earlier template, open, and its sha256 up to any place of it.
+    """An earlier template, open as `descriptor`: to be written too where that is allowed.
 
-    A thread reads it once from its start. The file is open to be written too where that is allowed.
-    Making one raises OSError; methods raise DamagedTemplateError when the file cannot be read or ends too early.
+    Methods raise DamagedTemplateError when the file cannot be read or ends too early.
     """
 
-    def __init__(self, earlier: Earlier) -> None:
+    def __init__(self, earlier: Earlier, descriptor: int, pool: ThreadPoolExecutor) -> None:
         self.earlier = earlier
-        self.descriptor = _open(earlier.path)
-        self.modified = os.fstat(self.descriptor).st_mtime_ns
-        self._marks: list[Future[hashlib._Hash]] = [Future() for _ in range(earlier.size // STEP + 1)]
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._read, name="earlier template")
-        self._thread.start()
+        self.descriptor = descriptor
+        self._pool = pool
+        self._is_stopped = False
+        self._check: Future[bool] | None = None
 
-    def until(self, offset: int) -> hashlib._Hash:
-        """The sha256 of the first `offset` bytes, to go on with; waits until they are read."""
-        number = offset // STEP
-        digest = self._marks[number].result().copy()
-        self.add(digest, number * STEP, offset - number * STEP)
-        return digest
+    def until(self, offset: int) -> Sum:
+        """The sha256 of the first `offset` bytes, to go on with; what comes after them is read and checked meanwhile.
 
-    def add(self, digest: hashlib._Hash, start: int, length: int) -> None:
+        What comes before is taken as it was left: were it damaged, the sum would not be that of the bytes.
+        """
+        self._check = self._pool.submit(self._is_sound_from, offset)
+        return self._sum(offset)
+
+    def is_sound(self) -> bool:
+        """Whether what comes after the place that `until` was asked for is as it was left; waits for that."""
+        return self._check is not None and self._check.result()
+
+    def add(self, digest: Sum, start: int, length: int) -> None:
         """Hash `length` bytes from `start` on."""
         for part in self.parts(start, length):
             digest.update(part)
@@ -101,10 +119,6 @@ class Reading:
             self._fill(part, at)
             yield part
 
-    def is_sound(self) -> bool:
-        """Whether the whole file is what `SHA256SUMS` said; waits until it is read."""
-        return self.until(self.earlier.size).hexdigest() == self.earlier.sha256
-
     def is_at(self, path: Path) -> bool:
         """Whether this very file is the one at `path`."""
         try:
@@ -112,35 +126,24 @@ class Reading:
         except FileNotFoundError:
             return False
 
-    def close(self) -> None:
-        """End the thread and close the file; nothing may be asked for after this."""
-        if not self._stopped.is_set():
-            self._stopped.set()
-            self._thread.join()
-            os.close(self.descriptor)
+    def stop(self) -> None:
+        """End what is read meanwhile."""
+        self._is_stopped = True
 
-    def _read(self) -> None:
-        digest = hashlib.sha256()
-        buffers = [memoryview(bytearray(STEP)) for _ in range(2)]
-        self._marks[0].set_result(digest.copy())
-        with ThreadPoolExecutor(1) as ahead:
-            filled = ahead.submit(self._fill, buffers[0], 0)
-            for number, mark in enumerate(self._marks[1:], 1):
-                try:
-                    filled.result()
-                except BaseException as error:
-                    for later in self._marks[number:]:
-                        later.set_exception(error)
-                    return
-                if mark is not self._marks[-1]:
-                    filled = ahead.submit(self._fill, buffers[number % 2], number * STEP)
-                digest.update(buffers[(number - 1) % 2])
-                mark.set_result(digest.copy())
+    def _sum(self, offset: int) -> Sum:
+        digest = Sum(self.earlier.states[: offset // STEP + 1])
+        self.add(digest, digest.size, offset - digest.size)
+        return digest
+
+    def _is_sound_from(self, offset: int) -> bool:
+        digest = Sum(self.earlier.states[: offset // STEP + 1])
+        self.add(digest, digest.size, self.earlier.stat.size - digest.size)
+        return digest.hexdigest() == self.earlier.sha256
 
     def _fill(self, part: memoryview, start: int) -> None:
         done = 0
         while done < len(part):
-            if self._stopped.is_set():
+            if self._is_stopped:
                 raise DamagedTemplateError
             try:
                 count = os.preadv(self.descriptor, [part[done:]], start + done)
@@ -149,6 +152,26 @@ class Reading:
             if count == 0:
                 raise DamagedTemplateError
             done += count
+
+
+@contextmanager
+def opened(earlier: Earlier | None) -> Iterator[Reading | None]:
+    """`earlier` for the block; None when it cannot be read or somebody has written to it since."""
+    with ExitStack() as stack:
+        yield _read(earlier, stack) if earlier else None
+
+
+def _read(earlier: Earlier, stack: ExitStack) -> Reading | None:
+    try:
+        descriptor = _open(earlier.path)
+    except OSError:
+        return None
+    stack.callback(os.close, descriptor)
+    if Stat.of(os.fstat(descriptor)) != earlier.stat:
+        return None
+    reading = Reading(earlier, descriptor, stack.enter_context(ThreadPoolExecutor(1)))
+    stack.callback(reading.stop)
+    return reading
 
 
 def _open(path: Path) -> int:

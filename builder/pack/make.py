@@ -11,8 +11,9 @@ from pathlib import Path
 
 from builder.pack import patch, publish
 from builder.pack.earlier import DamagedTemplateError, Reading, Record
+from builder.pack.newfile import NewFile
 from builder.pack.segment import Segment
-from builder.pack.write import NewFile, Written, reusable, write_template
+from builder.pack.write import Written, reusable, write_template
 from builder.progress import Progress
 
 
@@ -37,7 +38,7 @@ class _PatchError(Exception):
 def make(work: Work, reading: Reading | None, progress: Progress) -> Written:
     """Put the template into `dest`, with all that is the same in the one that is `reading` taken from there.
 
-    `reading` is closed when nothing can be taken from it. Raises BuilderError and OSError.
+    Raises BuilderError and OSError.
     """
     if reading is not None:
         frames = reusable(work.segments, reading.earlier)
@@ -48,7 +49,6 @@ def make(work: Work, reading: Reading | None, progress: Progress) -> Written:
             progress.say(f"{reading.earlier.path} is damaged: not used, packing everything again")
         except _PatchError as error:
             progress.say(f"{reading.earlier.path} could not be changed ({error}): packing everything again")
-        reading.close()
     return _written(work, {}, None, progress)
 
 
@@ -58,7 +58,7 @@ def _written(work: Work, frames: Mapping[str, Record], reading: Reading | None, 
     with open(path, "xb", buffering=0) as file:
         out = NewFile(file.fileno(), reading)
         written = write_template(out, work.segments, frames, work.level, work.jobs, reading, progress)
-        os.fsync(file.fileno())
+        out.finish()
     publish.place(work.scratch, work.dest, work.template, work.tell(written))
     return written
 
@@ -67,7 +67,7 @@ def _patched(work: Work, frames: Mapping[str, Record], reading: Reading, progres
     """None when the earlier template is another file, used by others, or to be changed in most of its parts."""
     replaced = reading.earlier.path == work.dest / work.template
     kept = sum(record.length for record in frames.values())
-    if not replaced or 2 * kept < reading.earlier.size or not patch.is_possible(reading, work.scratch):
+    if not replaced or 2 * kept < reading.earlier.stat.size or not patch.is_possible(reading, work.scratch):
         return None
     with tempfile.TemporaryFile(dir=work.scratch, buffering=0) as spill, ExitStack() as stack:
         out = patch.Patch(spill)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from builder.pack import shift
-from builder.pack.earlier import STEP, DamagedTemplateError, Reading
+from builder.pack.earlier import DamagedTemplateError, Reading, Stat
 from builder.pack.frame import PAGE
+from builder.pack.resumable import STEP
 from builder.store.files import write_all
 
 
@@ -79,11 +80,8 @@ def alone(reading: Reading) -> Iterator[None]:
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     try:
         status = os.fstat(descriptor)
-        wanted = 1, os.geteuid(), reading.earlier.size, reading.modified
-        if (
-            not reading.is_at(reading.earlier.path)
-            or (status.st_nlink, status.st_uid, status.st_size, status.st_mtime_ns) != wanted
-        ):
+        is_own = status.st_nlink == 1 and status.st_uid == os.geteuid()
+        if not is_own or Stat.of(status) != reading.earlier.stat or not reading.is_at(reading.earlier.path):
             raise OSError("has another name or owner, or was written to")
         yield
     finally:

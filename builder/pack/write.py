@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
 
-from builder.pack.earlier import STEP, DamagedTemplateError, Earlier, Reading, Record
+from builder.pack.earlier import DamagedTemplateError, Earlier, Reading, Record
 from builder.pack.frame import Buffers, Chain, Frame, compress, end_frame
+from builder.pack.resumable import STEP, Sum
 from builder.pack.segment import MOST, Segment
 from builder.progress import Progress
-from builder.store.files import write_all
 
 
 @dataclass(frozen=True)
 class Written:
-    """The file's digest and sizes, and where each segment lies in it."""
+    """The file's digest, with the states that lead to it, and sizes, and where each segment lies in it."""
 
     sha256: str
+    states: tuple[bytes, ...]  # see `builder.pack.resumable`
     size: int
     tar_size: int
     records: tuple[Record, ...]
@@ -51,8 +50,8 @@ def write_template(
 ) -> Written:
     """Make the template of `segments` in `out` with `jobs` threads, `reusable` frames from the one that is `reading`.
 
-    Its sha256 is taken meanwhile, up to the first new frame with the earlier template's. Memory: about 50 MB, and for
-    each thread four segments.
+    Its sha256 is taken meanwhile, up to the first new frame from the earlier template's states. Memory: about 50 MB,
+    and for each thread four segments.
     Raises BuilderError when a layer's file is not what it was, OSError when the disk is full, DamagedTemplateError when
     the earlier template is damaged; then `out` holds nothing of use.
     """
@@ -73,11 +72,11 @@ def write_template(
         end = end_frame(level)
         out.add(end.data)
         total.add(end.data)
-        sha256 = total.hexdigest()
+        sha256, states = total.result()
     if reading is not None and not reading.is_sound():
         raise DamagedTemplateError
     tar_size = sum(record.tar_size for record in records) + end.tar_size
-    return Written(sha256, total.size, tar_size, tuple(records), len(reusable))
+    return Written(sha256, states, total.size, tar_size, tuple(records), len(reusable))
 
 
 def reusable(segments: Sequence[Segment], earlier: Earlier) -> Mapping[str, Record]:
@@ -148,7 +147,7 @@ class _Sum:
     def __init__(self, reading: Reading | None) -> None:
         self.size = 0
         self._reading = reading
-        self._digest: hashlib._Hash | None = None
+        self._digest: Sum | None = None
         self._start, self._stop = 0, 0  # a part of the earlier template that comes next
 
     def add(self, data: bytes) -> None:
@@ -162,39 +161,17 @@ class _Sum:
         self._stop = start + length
         self.size += length
 
-    def hexdigest(self) -> str:
-        return self._settled().hexdigest()
+    def result(self) -> tuple[str, tuple[bytes, ...]]:
+        """The sha256, and its states."""
+        digest = self._settled()
+        return digest.hexdigest(), tuple(digest.states)
 
-    def _settled(self) -> hashlib._Hash:
+    def _settled(self) -> Sum:
         if self._reading is None:
-            self._digest = self._digest or hashlib.sha256()
+            self._digest = self._digest or Sum()
         elif self._digest is None:
             self._digest = self._reading.until(self._stop)
         else:
             self._reading.add(self._digest, self._start, self._stop - self._start)
         self._start = self._stop
         return self._digest
-
-
-class NewFile:
-    """A template in a file of its own, empty and open as `descriptor`.
-
-    What is kept of the earlier template are blocks that both files share where the file system can do that
-    (copy_file_range(2)).
-    """
-
-    def __init__(self, descriptor: int, reading: Reading | None) -> None:
-        self._descriptor = descriptor
-        self._reading = reading
-
-    def add(self, data: bytes) -> None:
-        write_all(self._descriptor, data)
-
-    def keep(self, start: int, length: int) -> None:
-        assert self._reading is not None
-        stop = start + length
-        with suppress(OSError):  # where it does not work between two files, they are written
-            while copied := os.copy_file_range(self._reading.descriptor, self._descriptor, stop - start, start):
-                start += copied
-        for part in self._reading.parts(start, stop - start):
-            write_all(self._descriptor, part)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from builder.lock.model import Blob, Deb, Wheel
-from builder.pack import Info, Layer, Packed, StageInfo, opened, pack
+from builder.pack import Earlier, Info, Layer, Packed, StageInfo, pack
 from builder.recipe.model import Target, Venv
 from builder.tree import scan
 
@@ -43,7 +44,21 @@ def make(trees: list[Path], dest: Path, **options: Any) -> Packed:
     return pack_layers([Layer(tree.name, scan(tree), tree) for tree in trees], dest, **options)
 
 
-def pack_layers(layers: list[Layer], dest: Path, previous: Path | None = None, **options: Any) -> Packed:
+def pack_layers(layers: list[Layer], dest: Path, previous: Earlier | Path | None = None, **options: Any) -> Packed:
+    """`layers` packed, over the template `previous` as it was left when it was made here."""
     settings: dict[str, Any] = {"version": "1", "level": 3, "epoch": EPOCH, "info": INFO, "jobs": 2} | options
-    with opened(previous) as earlier:
-        return pack(layers, dest, name="demo", architecture="amd64", earlier=earlier, **settings)
+    earlier = left(previous) if isinstance(previous, Path) else previous
+    packed = pack(layers, dest, name="demo", architecture="amd64", earlier=earlier, **settings)
+    record_of(packed.path).write_text(json.dumps(packed.left.told()))
+    return packed
+
+
+def left(template: Path) -> Earlier | None:
+    """What was told of `template` when it was made."""
+    record = record_of(template)
+    return Earlier.load(template, json.loads(record.read_text())) if record.exists() else None
+
+
+def record_of(template: Path) -> Path:
+    """Where these tests keep what is told of a template: not beside it."""
+    return template.parent.with_name(f"{template.parent.name}-{template.name}.left")

@@ -14,8 +14,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 
 from builder import canonical
 from builder.errors import BuilderError
-from builder.pack import Layer, manifest, newest, pack, parts
+from builder.pack import Earlier, Layer, Packed, Stat, manifest, newest, pack, parts
 from builder.pack.content import Member
 from builder.pack.segment import MOST, Segment, cut, row
 from builder.tree import Entry, scan
@@ -242,24 +244,73 @@ def test_what_was_damaged_in_the_folder_is_replaced(tree: Path, tmp_path: Path, 
     assert damaged.read_bytes() == good
 
 
-@pytest.mark.parametrize("harm", ["no manifest", "bad manifest", "bad frame", "cut", "gone"])
-def test_an_earlier_template_that_is_no_use_is_not_used(tree: Path, tmp_path: Path, harm: str) -> None:
+def rotten(template: Packed, place: int) -> Earlier:
+    """The template with another byte at `place`, of which the kernel tells nothing."""
+    with template.path.open("r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    return replace(template.left, stat=Stat.of(template.path.stat()))
+
+
+@pytest.fixture
+def two_large(tmp_path: Path) -> Path:
+    return tree_of(tmp_path / "base", {"opt/a": os.urandom(9 << 20), "opt/b": b"b", "usr/c": os.urandom(9 << 20)})
+
+
+def test_a_bad_bit_after_the_first_change_costs_time_only(two_large: Path, tmp_path: Path) -> None:
+    earlier = rotten(make([two_large], tmp_path / "one"), -1000 + (18 << 20))
+    (two_large / "opt/b").write_bytes(b"other")
+    again = make([two_large], tmp_path / "two", previous=earlier)
+    assert again.reused == 0
+    assert again.path.read_bytes() == make([two_large], tmp_path / "fresh").path.read_bytes()
+
+
+def test_a_bad_bit_before_the_first_change_shows_in_the_sum(two_large: Path, tmp_path: Path) -> None:
+    """What is not read is not vouched for either: the sum is that of the bytes as they were made."""
+    earlier = rotten(make([two_large], tmp_path / "one"), 1000)
+    (two_large / "opt/b").write_bytes(b"other")
+    again = make([two_large], tmp_path / "two", previous=earlier)
+    assert again.reused > 0
+    assert again.sha256 == make([two_large], tmp_path / "fresh").sha256
+    check = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "two", capture_output=True, text=True)
+    assert "demo_1_amd64.tar.zst: FAILED" in check.stdout
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "written to", "another in its place"])
+def test_an_earlier_template_that_is_not_as_it_was_left_is_not_used(tree: Path, tmp_path: Path, harm: str) -> None:
     first = make([tree], tmp_path / "one")
-    manifest = tmp_path / "one/demo_1_amd64.manifest.json"
-    if harm == "no manifest":
-        manifest.unlink()
-    elif harm == "bad manifest":
-        manifest.write_text('{"size": 5, "frames": [[1]]}')
-    elif harm == "bad frame":
-        told = json.loads(manifest.read_text())
-        told["frames"][0][1] = 4096
-        manifest.write_text(json.dumps(told))
-    elif harm == "cut":
-        first.path.write_bytes(first.path.read_bytes()[:-10])
+    data = first.path.read_bytes()
+    if harm == "cut":
+        first.path.write_bytes(data[:-10])
+    elif harm == "written to":
+        first.path.write_bytes(data)
+        os.utime(first.path, ns=(first.left.stat.modified, first.left.stat.modified))
     else:
         first.path.unlink()
+        if harm == "another in its place":
+            first.path.write_bytes(data)
     again = make([tree], tmp_path / "two", previous=first.path)
     assert (again.sha256, again.reused) == (first.sha256, 0)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"frames": [[1]]},
+        {"frames": [["a" * 64, 1 << 40, 10, 10]]},
+        {"frames": [["a" * 64, 0, "10", 10]]},
+        {"frames": None},
+        {"states": ""},
+        {"states": "00"},
+        {"states": "none"},
+        {"stat": [1, 2, 3]},
+    ],
+)
+def test_what_is_told_of_an_earlier_template_may_be_anything(tree: Path, tmp_path: Path, harm: dict[str, Any]) -> None:
+    first = make([tree], tmp_path / "one")
+    assert Earlier.load(first.path, {**first.left.told(), **harm}) is None
 
 
 @pytest.mark.parametrize("name", ["usr/bin/tool", "usr/lib/big.so"])

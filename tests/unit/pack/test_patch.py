@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from builder.errors import BuilderError
 from builder.pack import Layer, Packed, parts, patch, segment, shift
-from builder.pack.earlier import Earlier, Reading
+from builder.pack.earlier import Reading, opened
 from builder.tree import scan
 from tests.unit.pack.packing import EPOCH, INFO, make, pack_layers
 
@@ -234,17 +234,14 @@ def test_a_link_to_a_template_elsewhere_is_replaced_and_not_followed(folder: Pat
 
 def test_who_opens_a_template_while_it_is_changed_waits_and_the_builder_lives(folder: Path) -> None:
     first = packed(folder, BASE)
-    earlier = Earlier(first.path, first.sha256, first.size, {})
-    reading = Reading(earlier)
-    try:
+    with opened(first.left) as reading:
+        assert reading is not None
         with patch.alone(reading):
             with pytest.raises(BlockingIOError):
                 os.open(first.path, os.O_RDONLY | os.O_NONBLOCK)
             with pytest.raises(BlockingIOError):  # had the kernel's signal its usual effect, this would not be reached
                 os.open(first.path, os.O_RDONLY | os.O_NONBLOCK)
         os.close(os.open(first.path, os.O_RDONLY | os.O_NONBLOCK))
-    finally:
-        reading.close()
 
 
 def test_where_files_cannot_be_shifted_they_are_copied(tmp_path: Path) -> None:
