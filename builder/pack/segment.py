@@ -54,6 +54,7 @@ class Segment:
 
     pieces: tuple[Piece, ...]
     identity: str
+    size: int  # bytes of files
 
 
 def cut(members: Iterable[Member], level: int) -> Iterator[Segment]:
@@ -70,7 +71,7 @@ def cut(members: Iterable[Member], level: int) -> Iterator[Segment]:
     def flush() -> Iterator[Segment]:
         nonlocal size
         if pieces:
-            yield Segment(tuple(pieces), _identity(salt, digests))
+            yield Segment(tuple(pieces), _identity(salt, digests), size - BLOCK * len(pieces))
             pieces.clear()
             digests.clear()
             size = 0
@@ -80,7 +81,8 @@ def cut(members: Iterable[Member], level: int) -> Iterator[Segment]:
         if member.entry.size > MOST:
             yield from flush()
             for number in range(-(-member.entry.size // MOST)):
-                yield Segment((Piece(member, number),), _identity(salt, [digest, b"%d" % number]))
+                piece = Piece(member, number)
+                yield Segment((piece,), _identity(salt, [digest, b"%d" % number]), piece.stop - piece.start)
             continue
         pieces.append(Piece(member))
         digests.append(digest)

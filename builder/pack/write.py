@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -57,7 +57,8 @@ def write_template(
     """
     records: list[Record] = []
     total = _Sum(reading)
-    with closing(_frames(segments, reusable, level, jobs)) as frames, progress.task("pack", _size(segments)) as task:
+    total_size = sum(segment.size for segment in segments)
+    with closing(_frames(segments, reusable, level, jobs)) as frames, progress.task("pack", total_size) as task:
         for segment, frame in frames:
             start = total.size
             if isinstance(frame, Record):
@@ -68,7 +69,7 @@ def write_template(
                     out.add(data)
                     total.add(data)
             records.append(Record(segment.identity, start, total.size - start, frame.tar_size))
-            task.advance(_size([segment]))
+            task.advance(segment.size)
         end = end_frame(level)
         out.add(end.data)
         total.add(end.data)
@@ -96,10 +97,6 @@ def reusable(segments: Sequence[Segment], earlier: Earlier) -> Mapping[str, Reco
 
 def _is_large(segment: Segment) -> bool:
     return segment.pieces[0].member.entry.size > MOST
-
-
-def _size(segments: Iterable[Segment]) -> int:
-    return sum(piece.stop - piece.start for segment in segments for piece in segment.pieces)
 
 
 def _frames(

@@ -220,8 +220,9 @@ def unpack(template: Path, work: Path) -> Took:
     """Unpack a template as a host does (PVE::LXC::Create, restore_tar_archive): onto a new ext4."""
     with file_system("ext4", work) as root:
         forget_files()
-        archive = ["tar", "xpf", template, "--zstd", "--numeric-owner", "--totals", "--sparse", "-C", root, "--anchored"]
-        return measure(["sh", "-c", f"{shlex.join(map(str, archive))} 2>/dev/null && sync -f {root}"])
+        options = ["--zstd", "--numeric-owner", "--totals", "--sparse", "-C", root, "--anchored"]
+        command = shlex.join(map(str, ["tar", "xpf", template, *options]))
+        return measure(["sh", "-c", f"{command} 2>/dev/null && sync -f {root}"])
 
 
 def quicker(one: Took, other: Took) -> Took:
