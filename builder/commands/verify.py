@@ -57,7 +57,7 @@ def _template(template: Path, as_json: bool) -> int:
     else:
         for name, what in rows:
             click.echo(f"{shown(name)} {what}")
-        state = f"{len(rows)} differences" if rows else "as its manifest says"
+        state = f"{len(rows)} differences; remove it and build it again" if rows else "as its manifest says"
         click.echo(f"{template}  {checked.files:,} files: {state}\nsha256:{checked.sha256}")
     return 1 if rows else 0
 
