@@ -87,22 +87,24 @@ def _packed(
         explain.remember(store, recipe.full_name, node.stage.name, stage.layer.facts["body"], node.listing)
     identity = _identity(recipe, lock, [stage.node for stage in built], [stage.layer.digest for stage in built])
     left = packed.left.told()
-    record = {"told": _told(identity, packed.path), "left": left, "sum": canonical.digest(left)}
-    store.write_text(_record(packed.path), json.dumps(record, sort_keys=True))
+    told = _told(identity, packed.path)
+    if told["stats"][0] == list(packed.left.stat):  # else another builder has put its own there already
+        record = {"told": told, "left": left, "sum": canonical.digest(left)}
+        store.write_text(_record(packed.path), json.dumps(record, sort_keys=True))
     return Template(packed.path, packed.sha256, packed.size, fresh=True, seconds=time.monotonic() - started)
 
 
 def _earlier(recipe: Recipe, store: Store, folder: Path) -> pack.Earlier | None:
-    """The template that was made last in `folder`, when this store has made it."""
+    """The template that was made last in `folder`, when this store has made it and it is still listed as such."""
     path = pack.newest(folder, recipe.full_name, recipe.distribution.architecture)
     if path is None:
         return None
     try:
         record = json.loads((store.root / _record(path)).read_text())
-        is_sound = canonical.digest(record["left"]) == record["sum"]
+        is_known = canonical.digest(record["left"]) == record["sum"] and pack.listed(path) == record["left"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return pack.Earlier.load(path, record["left"]) if is_sound else None
+    return pack.Earlier.load(path, record["left"]) if is_known else None
 
 
 def _identity(recipe: Recipe, lock: Lock, nodes: Sequence[Node], digests: Sequence[str]) -> str:

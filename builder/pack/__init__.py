@@ -126,9 +126,10 @@ def pack(
             }
 
         work = Work(segments, level, jobs or os.cpu_count() or 1, scratch, dest, template, tell)
-        written = make(work, stack.enter_context(opened(earlier)), progress)
+        written, stat = make(work, stack.enter_context(opened(earlier)), progress)
         path = dest / template
-        left = Earlier(path, Stat.of(path.stat()), written.sha256, written.states, written.records)
+        stat = stat._replace(changed=path.stat().st_ctime_ns)  # by the move to its place
+        left = Earlier(path, stat, written.sha256, written.states, written.records)
     return Packed(
         path, written.sha256, written.size, written.tar_size, len(members), len(segments), written.reused, left
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +57,7 @@ class Earlier:
     def told(self) -> dict[str, Any]:
         """All but the path, for JSON."""
         return {
+            "step": STEP,
             "stat": self.stat,
             "sha256": self.sha256,
             "states": b"".join(self.states).hex(),
@@ -67,18 +68,24 @@ class Earlier:
     def load(cls, path: Path, told: Mapping[str, Any]) -> Earlier | None:
         """The template at `path` that `told` tells of; None when it tells of none."""
         try:
-            stat, states = Stat(*told["stat"]), bytes.fromhex(told["states"])
+            stat, sha256, states = Stat(*told["stat"]), told["sha256"], bytes.fromhex(told["states"])
             records = tuple(Record(*row) for row in told["frames"])
-            cut = tuple(states[at : at + STATE_SIZE] for at in range(0, len(states), STATE_SIZE))
+            is_known = told["step"] == STEP
         except (KeyError, TypeError, ValueError):
             return None
-        is_whole = cut and len(cut[-1]) == STATE_SIZE and all(_lies_within(stat.size, record) for record in records)
-        return cls(path, stat, told["sha256"], cut, records) if is_whole else None
+        cut = tuple(states[at : at + STATE_SIZE] for at in range(0, len(states), STATE_SIZE))
+        is_whole = bool(cut) and len(cut[-1]) == STATE_SIZE and isinstance(sha256, str)
+        if not is_known or not is_whole or not _are_counts(stat):
+            return None
+        return cls(path, stat, sha256, cut, records) if all(_lies_within(stat.size, each) for each in records) else None
 
 
 def _lies_within(size: int, record: Record) -> bool:
-    numbers = record.offset, record.length, record.tar_size
-    return all(type(number) is int and number >= 0 for number in numbers) and record.offset + record.length <= size
+    return _are_counts(record[1:]) and record.offset + record.length <= size
+
+
+def _are_counts(numbers: Sequence[object]) -> bool:
+    return all(type(number) is int and number >= 0 for number in numbers)
 
 
 class Reading:
@@ -87,11 +94,11 @@ class Reading:
     Methods raise DamagedTemplateError when the file cannot be read or ends too early.
     """
 
-    def __init__(self, earlier: Earlier, descriptor: int, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, earlier: Earlier, descriptor: int) -> None:
         self.earlier = earlier
         self.descriptor = descriptor
-        self._pool = pool
-        self._is_stopped = False
+        self._pool = ThreadPoolExecutor(1)
+        self._is_closed = False
         self._check: Future[bool] | None = None
 
     def until(self, offset: int) -> Sum:
@@ -103,8 +110,13 @@ class Reading:
         return self._sum(offset)
 
     def is_sound(self) -> bool:
-        """Whether what comes after the place that `until` was asked for is as it was left; waits for that."""
-        return self._check is not None and self._check.result()
+        """Whether nothing was written to it, and what comes after the place that `until` was asked for is as it was.
+
+        Waits for that to be read.
+        """
+        now = Stat.of(os.fstat(self.descriptor))
+        was_written = (now.size, now.modified) != (self.earlier.stat.size, self.earlier.stat.modified)
+        return not was_written and self._check is not None and self._check.result()
 
     def add(self, digest: Sum, start: int, length: int) -> None:
         """Hash `length` bytes from `start` on."""
@@ -126,9 +138,12 @@ class Reading:
         except FileNotFoundError:
             return False
 
-    def stop(self) -> None:
-        """End what is read meanwhile."""
-        self._is_stopped = True
+    def close(self) -> None:
+        """End what is read meanwhile and close the file; nothing but this may be asked for afterwards."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._pool.shutdown()
+            os.close(self.descriptor)
 
     def _sum(self, offset: int) -> Sum:
         digest = Sum(self.earlier.states[: offset // STEP + 1])
@@ -143,7 +158,7 @@ class Reading:
     def _fill(self, part: memoryview, start: int) -> None:
         done = 0
         while done < len(part):
-            if self._is_stopped:
+            if self._is_closed:
                 raise DamagedTemplateError
             try:
                 count = os.preadv(self.descriptor, [part[done:]], start + done)
@@ -157,24 +172,26 @@ class Reading:
 @contextmanager
 def opened(earlier: Earlier | None) -> Iterator[Reading | None]:
     """`earlier` for the block; None when it cannot be read or somebody has written to it since."""
-    with ExitStack() as stack:
-        yield _read(earlier, stack) if earlier else None
+    reading = _reading(earlier) if earlier else None
+    try:
+        yield reading
+    finally:
+        if reading is not None:
+            reading.close()
 
 
-def _read(earlier: Earlier, stack: ExitStack) -> Reading | None:
+def _reading(earlier: Earlier) -> Reading | None:
     try:
         descriptor = _open(earlier.path)
     except OSError:
         return None
-    stack.callback(os.close, descriptor)
-    if Stat.of(os.fstat(descriptor)) != earlier.stat:
-        return None
-    reading = Reading(earlier, descriptor, stack.enter_context(ThreadPoolExecutor(1)))
-    stack.callback(reading.stop)
-    return reading
+    if Stat.of(os.fstat(descriptor)) == earlier.stat:
+        return Reading(earlier, descriptor)
+    os.close(descriptor)
+    return None
 
 
 def _open(path: Path) -> int:
     with suppress(OSError):
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

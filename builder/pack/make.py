@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.pack import patch, publish
-from builder.pack.earlier import DamagedTemplateError, Reading, Record
+from builder.pack.earlier import DamagedTemplateError, Reading, Record, Stat
 from builder.pack.newfile import NewFile
 from builder.pack.segment import Segment
 from builder.pack.write import Written, reusable, write_template
@@ -35,9 +35,11 @@ class _PatchError(Exception):
     """The earlier template is lost: the file system failed while it was changed."""
 
 
-def make(work: Work, reading: Reading | None, progress: Progress) -> Written:
+def make(work: Work, reading: Reading | None, progress: Progress) -> tuple[Written, Stat]:
     """Put the template into `dest`, with all that is the same in the one that is `reading` taken from there.
 
+    What was written, and the file as it was when that was done: what comes to it later shows in its times.
+    `reading` is closed when nothing can be taken from it: a template that is gone must not keep its place on the disk.
     Raises BuilderError and OSError.
     """
     if reading is not None:
@@ -49,21 +51,27 @@ def make(work: Work, reading: Reading | None, progress: Progress) -> Written:
             progress.say(f"{reading.earlier.path} is damaged: not used, packing everything again")
         except _PatchError as error:
             progress.say(f"{reading.earlier.path} could not be changed ({error}): packing everything again")
+        reading.close()
     return _written(work, {}, None, progress)
 
 
-def _written(work: Work, frames: Mapping[str, Record], reading: Reading | None, progress: Progress) -> Written:
+def _written(
+    work: Work, frames: Mapping[str, Record], reading: Reading | None, progress: Progress
+) -> tuple[Written, Stat]:
     path = work.scratch / work.template
     path.unlink(missing_ok=True)
     with open(path, "xb", buffering=0) as file:
         out = NewFile(file.fileno(), reading)
         written = write_template(out, work.segments, frames, work.level, work.jobs, reading, progress)
         out.finish()
+        stat = Stat.of(os.fstat(file.fileno()))
     publish.place(work.scratch, work.dest, work.template, work.tell(written))
-    return written
+    return written, stat
 
 
-def _patched(work: Work, frames: Mapping[str, Record], reading: Reading, progress: Progress) -> Written | None:
+def _patched(
+    work: Work, frames: Mapping[str, Record], reading: Reading, progress: Progress
+) -> tuple[Written, Stat] | None:
     """None when the earlier template is another file, used by others, or to be changed in most of its parts."""
     replaced = reading.earlier.path == work.dest / work.template
     kept = sum(record.length for record in frames.values())
@@ -87,5 +95,6 @@ def _patched(work: Work, frames: Mapping[str, Record], reading: Reading, progres
                 patch.apply(out, reading.descriptor)
             except OSError as error:
                 raise _PatchError(error.strerror or error) from error
+        stat = Stat.of(os.fstat(reading.descriptor))
         publish.place(work.scratch, work.dest, work.template, sums, stays=is_same)
-    return written
+    return written, stat

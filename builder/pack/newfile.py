@@ -6,13 +6,17 @@ import errno
 import fcntl
 import mmap
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from builder.pack.earlier import Reading
 from builder.pack.frame import PAGE
 
 _BLOCK = 8 << 20
 """Bytes written at a time."""
+
+_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
+"""What file systems say that take O_DIRECT when it is set and not when it is used, or not at such a place."""
 
 
 class NewFile:
@@ -29,6 +33,7 @@ class NewFile:
         self._reading = reading
         self._block = mmap.mmap(-1, _BLOCK)  # begins with a page, as the disk wants it
         self._filled = 0
+        self._is_direct = False
         with suppress(OSError):
             self._set_direct(True)
 
@@ -47,7 +52,7 @@ class NewFile:
         assert self._reading is not None
         self._flush()
         stop = start + length
-        with suppress(OSError):  # where it does not work between two files, they are written
+        with self._through_cache(), suppress(OSError):  # where it does not work between two files, they are written
             while copied := os.copy_file_range(self._reading.descriptor, self._descriptor, stop - start, start):
                 start += copied
         for part in self._reading.parts(start, stop - start):
@@ -59,7 +64,7 @@ class NewFile:
         os.fsync(self._descriptor)
 
     def _flush(self) -> None:
-        if self._filled % PAGE:
+        if self._is_direct and self._filled % PAGE:  # the end
             self._set_direct(False)
         with memoryview(self._block) as block:
             at = 0
@@ -67,14 +72,21 @@ class NewFile:
                 try:
                     at += os.write(self._descriptor, block[at : self._filled])
                 except OSError as error:
-                    if error.errno != errno.EINVAL or not self._is_direct():
+                    if error.errno not in _REFUSED or not self._is_direct:
                         raise
                     self._set_direct(False)
         self._filled = 0
 
-    def _is_direct(self) -> bool:
-        return bool(fcntl.fcntl(self._descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+    @contextmanager
+    def _through_cache(self) -> Iterator[None]:
+        was_direct = self._is_direct
+        if was_direct:
+            self._set_direct(False)
+        yield
+        if was_direct:
+            self._set_direct(True)
 
     def _set_direct(self, wanted: bool) -> None:
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if wanted else flags & ~os.O_DIRECT)
+        self._is_direct = wanted

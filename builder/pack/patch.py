@@ -80,8 +80,8 @@ def alone(reading: Reading) -> Iterator[None]:
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     try:
         status = os.fstat(descriptor)
-        is_own = status.st_nlink == 1 and status.st_uid == os.geteuid()
-        if not is_own or Stat.of(status) != reading.earlier.stat or not reading.is_at(reading.earlier.path):
+        is_own = status.st_uid == os.geteuid() and status.st_nlink == 1
+        if not is_own or Stat.of(status) != reading.earlier.stat:
             raise OSError("has another name or owner, or was written to")
         yield
     finally:

@@ -53,8 +53,8 @@ def place(scratch: Path, dest: Path, template: str, sums: Mapping[str, str], *, 
     """Move the files named in `sums` (name to sha256) from `scratch` to `dest`; `template` is the one that counts.
 
     While a template is replaced neither the old nor the new one is there: the old one goes first, the new one comes
-    after all that describes it, and `SHA256SUMS` last. With `stays` it is there already, read and found to be the
-    new one. Raises OSError.
+    after all that describes it, and `SHA256SUMS` last. With `stays` it is there already, known to be the new one.
+    Raises OSError.
     """
     known = read_sums(dest)
     there = {template} if stays else set()

@@ -5,10 +5,10 @@ Python's hashlib does not tell that state. libcrypto, which it uses, does: `SHA2
 
 from __future__ import annotations
 
-import _hashlib
 import ctypes
 import hashlib
 import struct
+import sys
 from collections.abc import Sequence
 
 STEP = 4 << 20
@@ -95,6 +95,6 @@ def _tells_states() -> bool:
         return False
 
 
-# A symbol is looked for in what the module is linked with, too; where Python itself holds it, in that.
-_crypto = ctypes.CDLL(getattr(_hashlib, "__file__", None))
+# What hashlib itself uses, where it uses any: symbols are looked for in what that is linked with, too.
+_crypto = ctypes.CDLL(getattr(sys.modules.get("_hashlib"), "__file__", None))
 IS_RESUMABLE = _tells_states()

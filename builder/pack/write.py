@@ -53,7 +53,8 @@ def write_template(
     Its sha256 is taken meanwhile, up to the first new frame from the earlier template's states. Memory: about 50 MB,
     and for each thread four segments.
     Raises BuilderError when a layer's file is not what it was, OSError when the disk is full, DamagedTemplateError when
-    the earlier template is damaged; then `out` holds nothing of use.
+    the earlier template was written to meanwhile, or is damaged after the first new frame; then `out` holds nothing of
+    use.
     """
     records: list[Record] = []
     total = _Sum(reading)

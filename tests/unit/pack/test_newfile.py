@@ -7,7 +7,8 @@ import fcntl
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +30,69 @@ def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
         yield Path(made)
 
 
-def written(path: Path, fill: Callable[[NewFile], None]) -> bytes:
-    with path.open("xb", buffering=0) as file:
-        out = NewFile(file.fileno(), None)
-        fill(out)
-        out.finish()
-    return path.read_bytes()
-
-
 def frames() -> list[bytes]:
     return [random.Random(number).randbytes(size) for number, size in enumerate(SIZES)]
+
+
+def written(path: Path) -> bytes:
+    """What a file of the frames holds afterwards."""
+    with path.open("xb", buffering=0) as file:
+        out = NewFile(file.fileno(), None)
+        for frame in frames():
+            out.add(frame)
+        out.finish()
+    return path.read_bytes()
 
 
 @pytest.mark.parametrize("block", [4096, 1 << 20, 8 << 20])
 def test_frames_come_out_as_they_were_put_in(folder: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(newfile, "_BLOCK", block)
-
-    def fill(out: NewFile) -> None:
-        for frame in frames():
-            out.add(frame)
-
-    assert written(folder / "new", fill) == b"".join(frames())
+    assert written(folder / "new") == b"".join(frames())
 
 
-@pytest.mark.parametrize("fault", ["short", "refused"])
-def test_what_the_disk_takes_only_in_part_is_gone_on_with(
+def is_direct(descriptor: int) -> bool:
+    return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+def takes_direct(folder: Path) -> bool:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        with suppress(OSError):
+            fcntl.fcntl(file, fcntl.F_SETFL, os.O_DIRECT)
+        return is_direct(file.fileno())
+
+
+@pytest.mark.parametrize("fault", ["none", "short", "refused"])
+def test_what_the_disk_takes_only_in_part_or_through_the_cache_is_gone_on_with(
     folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """write(2) may take less; and file systems exist that take O_DIRECT when it is set and not when it is used."""
-    real = os.write
+    monkeypatch.setattr(newfile, "_BLOCK", 1 << 20)
+    direct: list[bool] = []
+    real, sync = os.write, os.fsync
 
     def write(descriptor: int, data: Any) -> int:
-        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT and fault == "refused":
+        direct.append(is_direct(descriptor))
+        if direct[-1] and fault == "refused":
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return real(descriptor, data[:100_001] if fault == "short" else data)
 
+    synced: list[int] = []
     monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size) or sync(descriptor))
+    assert written(folder / "new") == b"".join(frames())
+    assert synced == [sum(SIZES)]
+    assert direct[0] == takes_direct(folder)
+    assert not direct[-1]
 
-    def fill(out: NewFile) -> None:
-        for frame in frames():
-            out.add(frame)
 
-    assert written(folder / "new", fill) == b"".join(frames())
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: int) -> None:
+    def write(descriptor: int, data: Any) -> int:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match=os.strerror(fault)):
+        written(folder / "new")
 
 
 @pytest.mark.parametrize("shares", [True, False])

@@ -306,6 +306,9 @@ def test_an_earlier_template_that_is_not_as_it_was_left_is_not_used(tree: Path, 
         {"states": "00"},
         {"states": "none"},
         {"stat": [1, 2, 3]},
+        {"stat": ["1", 2, 3, 4]},
+        {"sha256": None},
+        {"step": 1},
     ],
 )
 def test_what_is_told_of_an_earlier_template_may_be_anything(tree: Path, tmp_path: Path, harm: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,8 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.errors import BuilderError
-from builder.pack import Layer, Packed, parts, patch, segment, shift
+from builder.pack import Earlier, Layer, Packed, Stat, parts, patch, publish, segment, shift
 from builder.pack.earlier import Reading, opened
+from builder.pack.resumable import STEP, Sum
 from builder.tree import scan
 from tests.unit.pack.packing import EPOCH, INFO, make, pack_layers
 
@@ -175,6 +177,20 @@ def test_who_has_the_old_template_mapped_keeps_it(folder: Path) -> None:
         assert mapped[:] == old
 
 
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
+    """Let something happen to the earlier template after it was opened, and before it is found to be sound."""
+    done: list[bool] = []
+    real = Reading.is_sound
+
+    def is_sound(self: Reading) -> bool:
+        if not done:
+            happens()
+            done.append(True)
+        return real(self)
+
+    monkeypatch.setattr(Reading, "is_sound", is_sound)
+
+
 def test_who_opens_the_old_template_while_the_new_one_is_made_keeps_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,25 +198,103 @@ def test_who_opens_the_old_template_while_the_new_one_is_made_keeps_it(
     first = packed(folder, BASE)
     old = first.path.read_bytes()
     readers: list[IO[bytes]] = []
-    real = Reading.is_sound
-
-    def is_sound(self: Reading) -> bool:
-        if not readers:
-            readers.append(open(first.path, "rb"))  # noqa: SIM115
-        return real(self)
-
-    monkeypatch.setattr(Reading, "is_sound", is_sound)
+    meanwhile(monkeypatch, lambda: readers.append(open(first.path, "rb")))  # noqa: SIM115
     check(folder, packed(folder, CHANGES["middle grown"]))
     with readers[0] as reader:
         assert reader.read() == old
 
 
-def test_another_name_of_the_old_template_keeps_it(folder: Path) -> None:
+def as_it_is(template: Packed) -> Earlier:
+    """What is told of a template, as if it had been made as it is now."""
+    return replace(template.left, stat=Stat.of(template.path.stat()))
+
+
+@pytest.mark.parametrize("when", ["before", "as it was made", "meanwhile"])
+def test_another_name_of_the_old_template_keeps_it(folder: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     first = packed(folder, BASE)
-    old = first.path.read_bytes()
-    os.link(first.path, folder / "kept")
-    check(folder, packed(folder, CHANGES["middle grown"]))
+    old, earlier = first.path.read_bytes(), first.left
+    if when == "meanwhile":
+        meanwhile(monkeypatch, lambda: os.link(first.path, folder / "kept"))
+    else:
+        os.link(first.path, folder / "kept")
+        earlier = as_it_is(first) if when == "as it was made" else earlier
+    second = pack_layers([grown(folder / "tree", CHANGES["middle grown"])], folder / "out", previous=earlier)
+    check(folder, second)
     assert (folder / "kept").read_bytes() == old
+    assert bool(second.reused) == (when != "before")
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.parametrize("place", [10, 100_000])
+def test_what_is_written_to_the_old_template_meanwhile_is_not_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, version: str, place: int
+) -> None:
+    first = packed(folder, BASE)
+
+    def write() -> None:
+        with first.path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"something else")
+
+    meanwhile(monkeypatch, write)
+    layer = grown(folder / "tree", CHANGES["middle grown"])
+    second = pack_layers([layer], folder / "out", previous=first.left, version=version)
+    assert second.reused == 0
+    assert sha256(second.path.read_bytes()).hexdigest() == second.sha256
+    third = pack_layers([layer], folder / "out", previous=second.left, version=version)
+    assert third.reused == third.frames
+
+
+def test_what_is_written_to_a_template_as_soon_as_it_is_there_is_not_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = publish.place
+
+    def place(scratch: Path, dest: Path, template: str, *arguments: Any, **options: Any) -> None:
+        real(scratch, dest, template, *arguments, **options)
+        with (dest / template).open("r+b") as file:
+            file.write(b"something else")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(publish, "place", place)
+        first = packed(folder, BASE)
+    assert first.left.stat != Stat.of(first.path.stat())
+    second = over(folder, grown(folder / "tree", BASE))
+    assert (second.sha256, second.reused) == (first.sha256, 0)
+    check(folder, second)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
+def test_the_template_of_another_user_is_left_to_them(folder: Path) -> None:
+    first = packed(folder, BASE)
+    os.chown(first.path, 1000, 1000)
+    theirs = os.open(first.path, os.O_PATH)  # which does not count as a reader
+    layer = grown(folder / "tree", CHANGES["middle grown"])
+    second = pack_layers([layer], folder / "out", previous=as_it_is(first))
+    assert os.fstat(theirs).st_nlink == 0
+    os.close(theirs)
+    assert second.path.stat().st_uid == 0
+    check(folder, second)
+
+
+def test_reading_on_ends_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "old").open("wb") as file:
+        file.truncate(40 * STEP)
+    earlier = Earlier(tmp_path / "old", Stat.of((tmp_path / "old").stat()), "", tuple(Sum().states), ())
+    started, real = threading.Event(), os.preadv
+    read: list[int] = []
+
+    def preadv(descriptor: int, buffers: list[memoryview], start: int) -> int:
+        read.append(start)
+        started.set()
+        return real(descriptor, buffers, start)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with opened(earlier) as reading:
+        assert reading is not None
+        reading.until(0)
+        assert started.wait(60)
+    assert len(read) < 40
 
 
 @pytest.mark.parametrize("put", ["a copy", "nothing"])
@@ -209,16 +303,14 @@ def test_a_template_that_is_moved_away_meanwhile_stays_as_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, put: str, change: str
 ) -> None:
     old = packed(folder, BASE).path
-    kept, data, is_sound = folder / "kept", old.read_bytes(), Reading.is_sound
+    kept, data = folder / "kept", old.read_bytes()
 
-    def moved_and_sound(reading: Reading) -> bool:
-        if not kept.exists():
-            old.rename(kept)
-            if put == "a copy":
-                shutil.copy2(kept, old)
-        return is_sound(reading)
+    def move() -> None:
+        old.rename(kept)
+        if put == "a copy":
+            shutil.copy2(kept, old)
 
-    monkeypatch.setattr(Reading, "is_sound", moved_and_sound)
+    meanwhile(monkeypatch, move)
     check(folder, packed(folder, BASE if change == "none" else CHANGES[change]))
     assert kept.read_bytes() == data
 
