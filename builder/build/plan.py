@@ -17,7 +17,7 @@ from builder.lock.model import Blob, Lock
 from builder.recipe.model import Recipe, Stage
 from builder.stage.kind import Inputs, Kind
 
-LAYER_FORMAT = 2
+LAYER_FORMAT = 3
 """Raised when capture itself changes what a layer holds: enters every key."""
 
 

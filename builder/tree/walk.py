@@ -124,7 +124,7 @@ def _hash(root: str, entries: list[Entry], files: list[int], jobs: int, task: Ta
             digest, size, zeros = _digest(os.path.join(root, entry.path), buffer, task)
             if size != entry.size:
                 raise BuilderError("changed while it was read", where=os.path.join(root, entry.path))
-            entries[number] = replace(entry, sha256=digest, sparse=zeros >= holes.WORTH)
+            entries[number] = replace(entry, sha256=digest, sparse=holes.are_worth(zeros, size))
 
     pool = ThreadPoolExecutor(jobs)
     try:

@@ -86,6 +86,14 @@ def test_holes_are_told_by_content_not_by_allocation(tree: Path) -> None:
     assert not found["small"].sparse
 
 
+@pytest.mark.parametrize(("data", "zeros", "is_sparse"), [(1, 1, True), (2, 1, False), (1, 2, True)])
+def test_a_file_with_few_holes_is_none_that_tar_should_write_in_small_blocks(
+    tree: Path, data: int, zeros: int, is_sparse: bool
+) -> None:
+    (tree / "library").write_bytes(b"x" * (data << 20) + bytes(zeros << 20))
+    assert by_path(scan(tree))["library"].sparse == is_sparse
+
+
 def test_user_attributes_are_kept_and_overlays_are_not(tree: Path) -> None:
     try:
         os.setxattr(tree / "etc/hosts", "user.note", b"\xff")
