@@ -65,8 +65,11 @@ def _written(
         written = write_template(out, work.segments, frames, work.level, work.jobs, reading, progress)
         out.finish()
         stat = Stat.of(os.fstat(file.fileno()))
+    place = work.dest / work.template
+    there = Stat.of(place.lstat()) if place.exists() else None
     publish.place(work.scratch, work.dest, work.template, work.tell(written))
-    return written, stat
+    is_kept = there is not None and there.inode == place.lstat().st_ino  # it was read and is the same
+    return written, there if there is not None and is_kept else stat
 
 
 def _patched(

@@ -264,6 +264,14 @@ def test_what_is_written_to_a_template_as_soon_as_it_is_there_is_not_taken(
     check(folder, second)
 
 
+def test_a_template_that_was_there_already_is_known_as_it_is(folder: Path) -> None:
+    """As after a kill before the record was written: what is packed anew is the same and is not put in its place."""
+    first = packed(folder, BASE)
+    again = pack_layers([grown(folder / "tree", BASE)], folder / "out")
+    assert again.left.stat == first.left.stat == Stat.of(first.path.stat())
+    assert over(folder, grown(folder / "tree", CHANGES["last"])).reused > 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
 def test_the_template_of_another_user_is_left_to_them(folder: Path) -> None:
     first = packed(folder, BASE)
