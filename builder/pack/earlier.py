@@ -107,7 +107,7 @@ class Reading:
         What comes before is taken as it was left: were it damaged, the sum would not be that of the bytes.
         """
         self._check = self._pool.submit(self._is_sound_from, offset)
-        return self._sum(offset)
+        return self._sum(offset, offset)
 
     def is_sound(self) -> bool:
         """Whether nothing was written to it, and what comes after the place that `until` was asked for is as it was.
@@ -145,15 +145,14 @@ class Reading:
             self._pool.shutdown()
             os.close(self.descriptor)
 
-    def _sum(self, offset: int) -> Sum:
+    def _sum(self, offset: int, stop: int) -> Sum:
+        """The sha256 up to `stop`, from the last state before `offset` on."""
         digest = Sum(self.earlier.states[: offset // STEP + 1])
-        self.add(digest, digest.size, offset - digest.size)
+        self.add(digest, digest.size, stop - digest.size)
         return digest
 
     def _is_sound_from(self, offset: int) -> bool:
-        digest = Sum(self.earlier.states[: offset // STEP + 1])
-        self.add(digest, digest.size, self.earlier.stat.size - digest.size)
-        return digest.hexdigest() == self.earlier.sha256
+        return self._sum(offset, self.earlier.stat.size).hexdigest() == self.earlier.sha256
 
     def _fill(self, part: memoryview, start: int) -> None:
         done = 0

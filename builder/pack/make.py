@@ -69,7 +69,7 @@ def _written(
     there = Stat.of(place.lstat()) if place.exists() else None
     publish.place(work.scratch, work.dest, work.template, work.tell(written))
     is_kept = there is not None and there.inode == place.lstat().st_ino  # it was read and is the same
-    return written, there if there is not None and is_kept else stat
+    return written, there if there and is_kept else stat
 
 
 def _patched(
