@@ -62,11 +62,7 @@ def load(path: Path, kinds: Mapping[str, KindInfo], variant: str | None = None) 
 
 def resolve(path: Path, kinds: Mapping[str, KindInfo]) -> Resolved:
     """The recipe at `path` with every variant applied, all of it validated. Raises UsageError with file and line."""
-    try:
-        file = path / FILE if path.is_dir() else path
-    except OSError as error:
-        raise UsageError(error.strerror or str(error), where=path) from error
-    document = read(file)
+    document = read(file := _file(path))
     folder = file.parent.absolute()
     real = folder.resolve()
     checker = Checker(document, folder, real.parent if real.parent.name == "recipes" else real)
@@ -118,6 +114,21 @@ def named_files(recipe: Recipe, kinds: Mapping[str, KindInfo]) -> tuple[Path, ..
 def stage_keys(kind: KindInfo) -> tuple[Key, ...]:
     """All keys of a stage of this kind: those of every stage, then its own."""
     return (*_KEYS["Stage"], *kind.keys)
+
+
+def _file(path: Path) -> Path:
+    """The recipe.toml that `path` stands for. Raises UsageError, naming those that there are, when missing."""
+    try:
+        file = path / FILE if path.is_dir() else path
+        if file.exists():
+            return file
+        beside = file.parent.parent if path.name == FILE else file.parent
+        recipes = [str(recipe.parent) for recipe in sorted(beside.glob(f"*/{FILE}"))]
+    except OSError as error:
+        raise UsageError(error.strerror or str(error), where=path) from error
+    listed = f"recipes there are {', '.join(recipes)}" if recipes else f"give a folder that holds a {FILE}"
+    near = None if path.is_dir() else did_you_mean(str(path).removesuffix(f"/{FILE}"), recipes)
+    raise UsageError("No such file or directory", where=file, hint=near or listed)
 
 
 def _check(checker: Checker, parts: Parts, base: Parts, kinds: Mapping[str, KindInfo], *, is_variant: bool) -> None:

@@ -232,6 +232,24 @@ def test_a_wrong_recipe_is_one_line_with_its_place(
     assert raised.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ("smok", 'did you mean "{}/smoke"?'),
+        ("smok/recipe.toml", 'did you mean "{}/smoke"?'),
+        ("", "recipes there are {0}/big, {0}/smoke"),
+        ("quite/other", "give a folder that holds a recipe.toml"),
+    ],
+)
+def test_a_recipe_that_is_not_there_names_those_that_are(tmp_path: Path, kinds: Kinds, asked: str, hint: str) -> None:
+    for name in ("smoke", "big"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.toml").touch()
+    with pytest.raises(UsageError) as raised:
+        load(tmp_path / asked, kinds)
+    assert raised.value.hint == hint.format(tmp_path)
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path, kinds: Kinds) -> None:
     with pytest.raises(UsageError, match=r"recipe\.toml: No such file"):
         load(tmp_path / "recipe.toml", kinds)
