@@ -27,11 +27,10 @@ def changed(index: Index, root: Path) -> list[str]:
     Reads no file; compares size, mtime, ctime, inode, type, mode and owner. The root's ctime is not looked at: a
     layer that is moved to its place keeps everything else.
     """
-    top = os.fspath(root)
     return [
         entry.path
         for entry, known in zip(index.entries, STAT.iter_unpack(index.stats), strict=True)
-        if not _same(os.path.join(top, entry.path), entry, known)
+        if not _same(f"{root}/{entry.path}", entry, known)
     ]
 
 
@@ -40,14 +39,9 @@ def _same(full: str, entry: Entry, known: tuple[int, ...]) -> bool:
         now = os.lstat(full)
     except OSError:
         return False
-    if entry.type != "whiteout" and (now.st_mode, now.st_uid, now.st_gid) != (
-        _TYPES[entry.type] | entry.mode,
-        entry.uid,
-        entry.gid,
-    ):
-        return False
+    owned = now.st_mode == _TYPES[entry.type] | entry.mode and now.st_uid == entry.uid and now.st_gid == entry.gid
     ctime = now.st_ctime_ns if entry.path else known[2]
-    return known == (now.st_size, now.st_mtime_ns, ctime, now.st_ino)
+    return (owned or entry.type == "whiteout") and known == (now.st_size, now.st_mtime_ns, ctime, now.st_ino)
 
 
 def verify(index: Index, root: Path, *, jobs: int | None = None, progress: Progress | None = None) -> list[str]:

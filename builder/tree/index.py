@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
@@ -75,7 +76,7 @@ class Index:
             if magic != _MAGIC or hashlib.sha256(lines).hexdigest().encode() != digest:
                 raise ValueError("digest does not match")
             rows = json.loads(b"[%b]" % lines.rstrip(b"\n").replace(b"\n", b","))
-            return cls(tuple(_entry(*row) for row in rows), digest.decode(), stats)
+            return cls(tuple(map(_entry, rows)), digest.decode(), stats)
         except OSError as error:
             raise BuilderError(error.strerror or str(error), where=path) from error
         except (ValueError, TypeError, MemoryError, zstandard.ZstdError) as error:
@@ -85,40 +86,11 @@ class Index:
 def _lines(entries: Iterable[Entry]) -> bytes:
     encode = json.JSONEncoder(separators=(",", ":")).encode
     return "".join(
-        encode(
-            (
-                entry.path,
-                entry.type,
-                entry.mode,
-                entry.uid,
-                entry.gid,
-                entry.size,
-                entry.mtime,
-                entry.target,
-                entry.sha256,
-                [(name, value.hex()) for name, value in entry.xattrs],
-                entry.opaque,
-                entry.sparse,
-            )
-        )
-        + "\n"
+        encode((*entry[:9], [(name, value.hex()) for name, value in entry.xattrs], entry.opaque, entry.sparse)) + "\n"
         for entry in entries
     ).encode("ascii")
 
 
-def _entry(
-    path: str,
-    kind: str,
-    mode: int,
-    uid: int,
-    gid: int,
-    size: int,
-    mtime: int,
-    target: str,
-    sha256: str,
-    xattrs: list[list[str]],
-    opaque: bool,
-    sparse: bool,
-) -> Entry:
-    pairs = tuple((name, bytes.fromhex(value)) for name, value in xattrs)
-    return Entry(path, kind, mode, uid, gid, size, mtime, target, sha256, pairs, opaque, sparse)
+def _entry(row: list[Any]) -> Entry:
+    row[9] = tuple((name, bytes.fromhex(value)) for name, value in row[9]) if row[9] else ()
+    return Entry._make(row)

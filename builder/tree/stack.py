@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from builder.tree import overlay
@@ -60,7 +59,7 @@ def _visible(index: Index, seen: set[str], closed: set[str]) -> list[Entry]:
             closing.append(path)
         if entry.type != "whiteout" and path not in seen:
             seen.add(path)
-            shown.append(replace(entry, opaque=False) if entry.opaque else entry)
+            shown.append(entry._replace(opaque=False) if entry.opaque else entry)
     closed.update(closing)
     return shown
 
@@ -78,10 +77,10 @@ def _relink(index: Index, shown: list[Entry]) -> list[Entry]:
         if entry.type != "hardlink" or entry.target not in orphans:
             result.append(entry)
         elif entry.target in firsts:
-            result.append(replace(entry, target=firsts[entry.target]))
+            result.append(entry._replace(target=firsts[entry.target]))
         else:
             firsts[entry.target] = entry.path
-            result.append(replace(hidden[entry.target], path=entry.path))
+            result.append(hidden[entry.target]._replace(path=entry.path))
     return result
 
 

@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 from builder.errors import BuilderError
@@ -53,7 +52,7 @@ def _members(root: str) -> tuple[list[Entry], bytes]:
         if entry.type == "file" and status.st_nlink > 1:
             number = first_names.setdefault((status.st_dev, status.st_ino), len(entries))
             if number < len(entries):
-                entry = replace(entry, type="hardlink", target=entries[number].path, size=0)
+                entry = entry._replace(type="hardlink", target=entries[number].path, size=0)
         entries.append(entry)
         stats += STAT.pack(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return entries, bytes(stats)
@@ -124,7 +123,7 @@ def _hash(root: str, entries: list[Entry], files: list[int], jobs: int, task: Ta
             digest, size, zeros = _digest(os.path.join(root, entry.path), buffer, task)
             if size != entry.size:
                 raise BuilderError("changed while it was read", where=os.path.join(root, entry.path))
-            entries[number] = replace(entry, sha256=digest, sparse=holes.are_worth(zeros, size))
+            entries[number] = entry._replace(sha256=digest, sparse=holes.are_worth(zeros, size))
 
     pool = ThreadPoolExecutor(jobs)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ ROOT = Entry("", "dir", 0o755, os.getuid(), os.getgid())
 
 
 def entry(path: str, kind: str = "file", **more: object) -> Entry:
-    return replace(ROOT, path=path, type=kind, mode=0o644, **more)  # type: ignore[arg-type]
+    return ROOT._replace(path=path, type=kind, mode=0o644, **more)  # type: ignore[arg-type]
 
 
 def again(source: Path, dest: Path, cut: int = 1000) -> Index:
