@@ -14,7 +14,8 @@ HEAD = """\
 # Measured
 
 Made by `scripts/full` from the JSON files in this folder; the machine and the commit stand in each. Ratios are of one
-run on one machine, whose absolute times vary from day to day.
+run on one machine, whose absolute times vary from day to day. Of a changed file, and of unpacking, it is the middle one
+of three times.
 """
 
 
