@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from builder import interrupts
 from builder.errors import BuilderError
 
 COMMANDS = {
@@ -143,8 +144,7 @@ def main() -> NoReturn:
     """Run the command line: exit 0, 1 for a failure, 2 for a wrong use, 130 when interrupted."""
     _speak_utf8()
     status = _run()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # all is done: what is left is Python's own end
+    interrupts.ignore()
     sys.exit(status)
 
 
@@ -173,5 +173,6 @@ def _run() -> int:
     except (KeyboardInterrupt, click.Abort):
         if debug:
             raise
+        interrupts.ignore()
         click.echo("builder: interrupted", err=True)
         return 130

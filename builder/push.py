@@ -49,7 +49,15 @@ _HINTS = (
     ("rsync: not found", "install rsync there"),
     ("Permission denied", "name a folder of yours, or another user"),
     ("No space left", "free some space there"),
+    ("Could not resolve", "see `ssh` to it by hand"),
+    ("Connection", "see `ssh` to it by hand"),
+    ("Not a directory", "name a folder"),
+    ("File exists", "name a folder"),
+    ("No such file", "name a folder that can be made"),
 )
+
+
+_AGAIN = "build the template again"
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,8 @@ def parse(text: str) -> Target:
 def push(template: Path, target: Target, progress: Progress) -> Pushed:
     """Bring `template` with its manifest and bill of materials into the folder of `target`, which is made if missing.
 
-    ssh is called as $RSYNC_RSH says, where it is set. Raises BuilderError when the template is not as SHA256SUMS has
-    it, the other machine cannot be reached, its disk is full, or what arrived has another sha256.
+    ssh is called as $RSYNC_RSH says, where it is set. Raises BuilderError when one of the three is not as
+    SHA256SUMS has it, the other machine cannot be reached, its disk is full, or what arrived has another sha256.
     """
     started = time.monotonic()
     files = [*pack.parts(template)[1:], template]
@@ -114,12 +122,14 @@ def push(template: Path, target: Target, progress: Progress) -> Pushed:
 def _sums(template: Path, files: Sequence[Path]) -> Mapping[str, str]:
     try:
         found = {path.name: sha256_of(path) for path in files}
-        listed = pack.listed(template)
+        listed = {path.name: pack.listed(path) for path in files}
     except OSError as error:
-        hint = "build the template again"
-        raise BuilderError(error.strerror or str(error), where=error.filename or template, hint=hint) from error
-    if found[template.name] != listed:
-        raise BuilderError("is not as SHA256SUMS beside it says", where=template, hint="build the template again")
+        raise BuilderError(error.strerror or str(error), where=error.filename or template, hint=_AGAIN) from error
+    for path in files:
+        if listed[path.name] is None:
+            raise BuilderError("is not in SHA256SUMS beside it", where=path, hint=_AGAIN)
+        if found[path.name] != listed[path.name]:
+            raise BuilderError("is not as SHA256SUMS beside it says", where=path, hint=_AGAIN)
     return found
 
 

@@ -13,6 +13,7 @@ from builder import build as building
 from builder import console, sandbox
 from builder.build import Built, Node, Template
 from builder.commands.common import beside, json_option, locked, project_folder, recipe_argument, variant_option
+from builder.commands.template_file import template_file
 from builder.errors import UsageError
 from builder.lock.model import Lock
 from builder.pack import read_manifest
@@ -207,7 +208,7 @@ def shell(recipe: str, command: tuple[str, ...], variant: str | None) -> int:
 
 
 @click.command()
-@click.argument("template", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("template", type=click.Path(path_type=Path))
 @json_option
 def history(template: Path, as_json: bool) -> None:
     """Show how TEMPLATE was made: its stages with sizes and digests, lowest first.
@@ -216,7 +217,7 @@ def history(template: Path, as_json: bool) -> None:
     Example:
       builder history artifacts/smoke_1_amd64.tar.zst
     """
-    manifest = read_manifest(template)
+    manifest = read_manifest(template_file(template))
     if as_json:
         console.print_json({name: manifest[name] for name in ("name", "version", "variant", "stages", "skipped")})
         return

@@ -10,6 +10,7 @@ import click
 
 from builder import console, pack
 from builder.commands.common import json_option
+from builder.commands.template_file import template_file
 from builder.pack import Difference
 
 _SHOWN = 100
@@ -29,7 +30,7 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
     Example:
       builder diff artifacts/smoke_1_amd64.tar.zst artifacts/smoke_2_amd64.tar.zst
     """
-    found = pack.compare(pack.parts(old), pack.parts(new))
+    found = pack.compare(*(pack.parts(template_file(side)) for side in (old, new)))
     if as_json:
         console.print_json(
             {

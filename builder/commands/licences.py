@@ -12,6 +12,7 @@ import click
 
 from builder import console, pack
 from builder.commands.common import json_option
+from builder.commands.template_file import template_file
 from builder.pack import May, Part
 
 _WHOLE = {
@@ -27,7 +28,7 @@ _NAMED = 4
 
 
 @click.command()
-@click.argument("template", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("template", type=click.Path(path_type=Path))
 @json_option
 def licences(template: Path, as_json: bool) -> None:
     """Show what of TEMPLATE may be passed on, by deb, wheel, URL, stage and program, and why.
@@ -38,7 +39,7 @@ def licences(template: Path, as_json: bool) -> None:
     Example:
       builder licences artifacts/vllm-blackwell-pypi_0.10.2-1_amd64.tar.zst
     """
-    parts = pack.read_rights(template)
+    parts = pack.read_rights(template_file(template))
     if as_json:
         console.print_json(_result(template, parts))
     else:

@@ -10,6 +10,7 @@ import click
 from builder import console
 from builder import push as pushing
 from builder.commands.common import json_option
+from builder.commands.template_file import template_file
 from builder.errors import UsageError
 
 
@@ -29,7 +30,8 @@ def push(target: str, template: Path | None, as_json: bool) -> None:
       builder push /mnt/share/templates artifacts/smoke_1_amd64.tar.zst
       RSYNC_RSH='ssh -p 2222' builder push root@pve:/var/lib/vz/template/cache
     """
-    done = pushing.push(template or _newest(), pushing.parse(target), console.progress(as_json))
+    chosen = template_file(template) if template else _newest()
+    done = pushing.push(chosen, pushing.parse(target), console.progress(as_json))
     if as_json:
         console.print_json({**asdict(done), "seconds": round(done.seconds, 2)})
         return

@@ -19,7 +19,12 @@ from builder.stage import KINDS
 
 @click.group()
 def recipe() -> None:
-    """Look into recipes, and check them."""
+    """Look into recipes, and check them.
+
+    \b
+    Example:
+      builder recipe check recipes/smoke
+    """
 
 
 @recipe.command()
@@ -111,7 +116,12 @@ def schema(markdown: bool) -> None:
 
 @click.group()
 def export() -> None:
-    """Write a recipe in another tool's form."""
+    """Write a recipe in another tool's form.
+
+    \b
+    Example:
+      builder export mkosi recipes/smoke smoke.mkosi
+    """
 
 
 @export.command()

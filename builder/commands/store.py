@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Any
 
 import click
@@ -17,6 +22,8 @@ from builder import build as building
 from builder import console
 from builder.commands.common import json_option, locked, recipe_argument, variant_option
 from builder.errors import BuilderError, UsageError
+from builder.lock.model import Blob
+from builder.progress import Progress
 from builder.sandbox.userns import become_root
 from builder.stage import KINDS
 from builder.store import Store, bundle, default_root, upkeep
@@ -66,8 +73,7 @@ def ls(as_json: bool) -> None:
     Example:
       builder store ls
     """
-    become_root()
-    here = Store(default_root())
+    here = _opened()
     items = upkeep.ls(here)
     stages = {layer.key: layer.facts for layer in here.layers()}
     if as_json:
@@ -95,11 +101,7 @@ def verify(jobs: int | None, as_json: bool) -> int:
     Example:
       builder store verify
     """
-    become_root()
-    here = Store(default_root())
-    if not here.root.is_dir():
-        raise BuilderError("there is no store", where=here.root, hint="`builder fetch` and `builder build` make one")
-    damages = upkeep.verify(here, jobs=jobs, progress=console.progress(as_json))
+    damages = upkeep.verify(_opened(), jobs=jobs, progress=console.progress(as_json))
     if as_json:
         found = [{"kind": damage.kind, "name": damage.name, "what": damage.what} for damage in damages]
         console.print_json({"damaged": found})
@@ -133,10 +135,10 @@ def gc(older_than: int | None, max_size: int | None, dry_run: bool, as_json: boo
       builder store gc --older-than 30d
       builder store gc --max-size 50G --dry-run
     """
-    become_root()
+    here = _opened()
     if older_than is None and max_size is None:
         older_than = 30 * _SPANS["d"]
-    done = upkeep.gc(Store(default_root()), older_than=older_than, max_size=max_size, dry_run=dry_run)
+    done = upkeep.gc(here, older_than=older_than, max_size=max_size, dry_run=dry_run)
     if as_json:
         removed = [{"kind": item.kind, "name": item.name, "size": item.size} for item in done.removed]
         kept = {"count": done.kept, "size": done.kept_size, "in_use": done.in_use}
@@ -157,21 +159,21 @@ def gc(older_than: int | None, max_size: int | None, dry_run: bool, as_json: boo
 def export_(recipe: Path, file: str, variant: str | None) -> None:
     """Write what the store has for a build of RECIPE to FILE, or to stdout: blobs, tools and layers, as one tar.
 
-    What is not in the store, or was changed there, is left out with a line.
+    What is not in the store, or was changed there, is left out with a line; when nothing is left, the exit status is 1.
 
     \b
     Examples:
       builder store export recipes/smoke smoke.store.tar
       builder store export recipes/smoke - | ssh host builder store import -
     """
-    become_root()
+    here, progress = _opened(), console.progress(False)
     loaded, lock = locked(recipe, variant)
     nodes = building.plan(loaded, lock, KINDS)
-    here, progress = Store(default_root()), console.progress(False)
     wanted = tuple({blob.sha256: blob for blob in (*building.blobs(nodes), *tool_blobs())}.values())
-    blobs = [blob for blob in wanted if here.has(blob)]
+    blobs = _sound(here, wanted, progress)
     if len(blobs) < len(wanted):
-        progress.say(f"{len(wanted) - len(blobs)} of {len(wanted)} locked files are not in the store: left out")
+        missing = f"{len(wanted) - len(blobs)} of {len(wanted)} locked files"
+        progress.say(f"{missing} are not in the store, or were damaged there: left out")
     found = building.standing(nodes, here)
     if len(found) < len(nodes):
         progress.say(f"stage {nodes[len(found)].stage.name} and those above it are not built: left out")
@@ -181,6 +183,8 @@ def export_(recipe: Path, file: str, variant: str | None) -> None:
             progress.say(f"layer {layer.facts['stage']} was changed on disk ({changed[0]}): left out")
         else:
             layers.append(layer)
+    if not blobs and not layers:
+        raise BuilderError(f"has nothing of {recipe}", where=here.root, hint="is BUILDER_STORE as in the build?")
     with _output(file) as out:
         bundle.write(here, blobs, layers, out, progress)
     progress.say(f"{_count(len(blobs), 'blob')} and {_count(len(layers), 'layer')} exported")
@@ -217,32 +221,73 @@ def import_(file: str, as_json: bool) -> int:
     return 1 if done.left_out else 0
 
 
+def _opened() -> Store:
+    """The store, looked at as the user whom its layers belong to. Raises BuilderError when there is none."""
+    become_root()
+    here = Store(default_root())
+    if not here.root.is_dir():
+        hint = "`builder fetch` and `builder build` make one; BUILDER_STORE names another"
+        raise BuilderError("there is no store", where=here.root, hint=hint)
+    return here
+
+
+def _sound(here: Store, blobs: Sequence[Blob], progress: Progress) -> list[Blob]:
+    """Those of `blobs` that the store has, with the right bytes; they are read, and damaged ones removed."""
+    with progress.task("verify", sum(blob.size for blob in blobs)) as task, ThreadPoolExecutor() as pool:
+
+        def look(blob: Blob) -> bool:
+            is_sound = here.sound(blob)
+            task.advance(blob.size)
+            return is_sound
+
+        try:
+            return [blob for blob, is_sound in zip(blobs, pool.map(look, blobs), strict=True) if is_sound]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 @contextmanager
 def _output(name: str) -> Iterator[IO[bytes]]:
     """Stdout for `-`, else a new file that gets its name when all is in it. Raises BuilderError."""
     if name == "-" and sys.stdout.isatty():
         raise UsageError("no archive is written to a terminal", hint="name a file, or write into a pipe")
-    with _told(name):
+    path = Path(name)
+    with _told("stdout" if name == "-" else name, "give the name of a file in a folder that is there"):
         if name == "-":
             with open(os.dup(sys.stdout.fileno()), "wb") as file:
                 yield file
-        elif os.path.exists(name) and not os.path.isfile(name):
-            with open(name, "wb") as file:
+        elif path.exists() and not path.is_file():
+            with path.open("wb") as file:
                 yield file
         else:
-            part = f"{name}.part-{os.getpid()}"
-            try:
-                with open(part, "xb") as file:
-                    yield file
-                os.replace(part, name)
-            finally:
-                Path(part).unlink(missing_ok=True)
+            with _whole_or_nothing(path) as file:
+                yield file
+
+
+@contextmanager
+def _whole_or_nothing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that becomes `path` when the block is done; what a killed builder left of one goes. Raises OSError."""
+    beginning = f".{path.name}.part-"
+    for left in path.parent.glob(f"{glob.escape(beginning)}*"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    part = path.with_name(f"{beginning}{token_hex(4)}")
+    try:
+        with part.open("xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
 def _input(name: str) -> Iterator[IO[bytes]]:
     """Stdin for `-`, else the file. Raises BuilderError, with the name in those of the block too."""
-    with _told(name):
+    with _told("stdin" if name == "-" else name, "give a file that `builder store export` wrote"):
         if name == "-":
             yield sys.stdin.buffer
         else:
@@ -251,12 +296,14 @@ def _input(name: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    where = {"-": "stdin or stdout"}.get(name, name)
+def _told(where: str, hint: str) -> Iterator[None]:
+    """Name the file in what the block raises; `hint` is the way out when it is none."""
     try:
         yield
     except OSError as error:
-        raise BuilderError(error.strerror or str(error), where=where) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way = "free some space there" if full else None if isinstance(error, BrokenPipeError) else hint
+        raise BuilderError(error.strerror or str(error), where=where, hint=way) from error
     except BuilderError as error:
         if error.where is not None:
             raise

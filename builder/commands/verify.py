@@ -9,7 +9,7 @@ import click
 from builder import console, pack
 from builder.commands.common import json_option
 from builder.commands.compare import shown
-from builder.errors import UsageError
+from builder.commands.template_file import template_file
 
 
 @click.command()
@@ -40,12 +40,7 @@ def verify(what: str, where: str, as_json: bool) -> int:
     """
     if what.isdecimal():
         return _deployment(what, where, as_json)
-    template = Path(what)
-    if not template.is_file():
-        raise UsageError(
-            "there is no such template", where=template, hint="give a template's file, or a container's id"
-        )
-    return _template(template, as_json)
+    return _template(template_file(Path(what), "give a template's file, or a container's id"), as_json)
 
 
 def _template(template: Path, as_json: bool) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from builder.deploy.journal import Journal, StepState, Undo
 from builder.deploy.shell import AwayError, LostError
 from builder.errors import BuilderError
+from builder.interrupts import shielded
 from builder.progress import Progress
 
 Operations = Mapping[str, Callable[..., bool]]
@@ -62,7 +60,7 @@ def perform(
             progress.say(f"{name}: {said}" if said else name)
         journal.end("deployed")
     except (Exception, KeyboardInterrupt) as error:
-        with _shielded():
+        with shielded():
             _refuse_out_of_reach(reach, name, error)
             how = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             progress.say(f"{name}: {how}, rolling back")
@@ -73,11 +71,11 @@ def perform(
 
 
 def roll_back(journal: Journal, operations: Operations, progress: Progress, reason: str) -> None:
-    """Take back what the journal has as begun, last first. Signals wait until it is over.
+    """Take back what the journal has as begun, last first. Signals do nothing until it is over.
 
     Raises BuilderError when something could not be taken back; the rest was, and calling it again goes on.
     """
-    with _shielded():
+    with shielded():
         run = journal.read()
         failed: list[str] = []
         _attempt("journal", lambda: journal.undoing(reason), failed)
@@ -142,18 +140,3 @@ def _at_step(name: str, error: BuilderError) -> BuilderError:
     own = None if isinstance(error, LostError) else error.hint
     hint = own or "all was taken back: mend that and run the same command again"
     return type(error)(f"step {name}: {error.what}", where=error.where, hint=hint)
-
-
-@contextmanager
-def _shielded() -> Iterator[None]:
-    """A roll-back that is cut short helps nobody: interrupts do nothing for the block; a kill leaves the journal.
-
-    They are caught and not ignored: what is ignored stays so in the programs that are started, which must end by them.
-    """
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before: dict[signal.Signals, Any] = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

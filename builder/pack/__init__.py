@@ -29,6 +29,7 @@ __all__ = [
     "DIFFERENCE_KINDS",
     "FORM",
     "FORMAT",
+    "SUFFIX",
     "Checked",
     "Difference",
     "Earlier",
@@ -54,7 +55,7 @@ __all__ = [
     "verify",
 ]
 
-_SUFFIX = ".tar.zst"
+SUFFIX = ".tar.zst"
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,12 @@ def pack(
 
 def file_name(name: str, version: str, architecture: str) -> str:
     """What a template's file is called; Proxmox takes the name as it is."""
-    return f"{name}_{version}_{architecture}{_SUFFIX}"
+    return f"{name}_{version}_{architecture}{SUFFIX}"
 
 
 def parts(template: Path) -> tuple[Path, Path, Path]:
     """What is made for a template beside `SHA256SUMS`: itself, its manifest, its bill of materials."""
-    return template, _manifest_of(template), template.with_name(f"{template.name.removesuffix(_SUFFIX)}.cdx.json")
+    return template, _manifest_of(template), template.with_name(f"{template.name.removesuffix(SUFFIX)}.cdx.json")
 
 
 def listed(template: Path) -> str | None:
@@ -182,9 +183,9 @@ def read_venvs(template: Path, told: Mapping[str, Any]) -> tuple[tuple[str, tupl
 
 def newest(dest: Path, name: str, architecture: str) -> Path | None:
     """The template `name` that was made last in the folder `dest`, whatever its version; None when there is none."""
-    found = [path for path in dest.glob(f"{name}_*_{architecture}{_SUFFIX}") if _manifest_of(path).exists()]
+    found = [path for path in dest.glob(f"{name}_*_{architecture}{SUFFIX}") if _manifest_of(path).exists()]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _manifest_of(template: Path) -> Path:
-    return template.with_name(template.name.removesuffix(_SUFFIX) + ".manifest.json")
+    return template.with_name(template.name.removesuffix(SUFFIX) + ".manifest.json")

@@ -16,7 +16,7 @@ def read(path: Path) -> Mapping[str, Any]:
         found = json.loads(path.read_bytes())
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=path, hint="build the template again") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise unsound(path) from error
     if not isinstance(found, dict):
         raise unsound(path)

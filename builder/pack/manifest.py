@@ -19,6 +19,7 @@ from builder.tree import Entry
 FORM = 4
 """Raised when manifest or bill of materials would tell more of the same template, which is then told anew."""
 
+_OF_STAGE = (("name", str), ("kind", str), ("digest", str), ("size", int))
 _OF_VENV = ("name", "path", "python", "requirements")
 
 
@@ -76,13 +77,29 @@ def read(path: Path) -> Mapping[str, Any]:
         told = json.loads(path.read_bytes())
     except OSError as error:
         raise BuilderError(error.strerror or str(error), where=path, hint="build the template again") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BuilderError("is no JSON", where=path, hint="build the template again") from error
     if not isinstance(told, dict) or told.get("format") != 1:
         raise BuilderError("is no manifest of format 1", where=path, hint="build the template again")
     if missing := sorted({"name", "version", "variant", "stages", "skipped", "frames", "files"} - told.keys()):
         raise BuilderError(f"tells nothing of {', '.join(missing)}", where=path, hint="build the template again")
+    if not _is_sound(told):
+        raise unsound(path)
     return told
+
+
+def _is_sound(told: Mapping[str, Any]) -> bool:
+    """Whether what every reader of a manifest takes as given is of the right type."""
+    stages, skipped, files = told["stages"], told["skipped"], told["files"]
+    return (
+        all(isinstance(rows, list) for rows in (stages, files, told["frames"]))
+        and all(isinstance(row, dict) for row in (*stages, *files))
+        and all(isinstance(stage.get(name), kind) for stage in stages for name, kind in _OF_STAGE)
+        and all(isinstance(file.get("path"), str) for file in files)
+        and isinstance(skipped, dict)
+        and all(isinstance(reason, str) for reason in skipped.values())
+        and all(isinstance(told.get(name, 0), int) for name in ("size", "tar_size"))
+    )
 
 
 def target(told: Mapping[str, Any], path: Path) -> Target | None:

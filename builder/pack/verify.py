@@ -191,7 +191,7 @@ def _bill(path: Path, sha256: str) -> Iterator[tuple[str, str]]:
             raise ValueError("another format")
     except FileNotFoundError:
         yield path.name, "is missing"
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         yield path.name, "is no CycloneDX bill of materials"
     else:
         if hashes != {sha256}:

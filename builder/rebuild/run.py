@@ -88,9 +88,9 @@ def rebuild(job: Job, name: str, template: Path, folder: Path, *, keep: bool) ->
     try:
         _lay_out(job, way, work)
         with ExitStack() as stack:
-            if way.shuffled:
-                stack.enter_context(_shuffled(work / "project"))
             place = stack.enter_context(_reachable(work, way)) if way.user else _Place(work, [sys.executable], {})
+            if way.shuffled:
+                stack.enter_context(_shuffled(place.work / "project"))
             done = _build(job, way, place)
         outcome = Outcome(name, State.SAME, "; ".join(told), seconds=round(time.monotonic() - started, 1))
         if done.returncode != 0:

@@ -34,7 +34,7 @@ def failure(error: OSError, path: Path) -> BuilderError:
     """What to tell about `error`, which happened at `path` unless it names another place itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "free some space, run `builder store gc`, or set BUILDER_STORE to a larger disk"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         hint = "set BUILDER_STORE to a folder of yours"
     else:
         hint = None

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from builder.interrupts import shielded
 from builder.store.files import remove_tree
 
 _PREFIX = "session-"
@@ -29,11 +30,12 @@ class Session:
     pid: int
 
     def end(self) -> None:
-        """Remove the folder and let go of the lock; does nothing in a forked child."""
+        """Remove the folder and let go of the lock, whatever signal comes; does nothing in a forked child."""
         if os.getpid() == self.pid:
-            with suppress(OSError):
-                remove_tree(self.folder)
-            os.close(self.fd)
+            with shielded():
+                with suppress(OSError):
+                    remove_tree(self.folder)
+                os.close(self.fd)
 
 
 @contextmanager

@@ -250,4 +250,5 @@ def _tree_damage(item: Item, jobs: int | None) -> str | None:
         return "has a meta.json that does not fit" if item.path.exists() else None
     if not damaged:
         return None
-    return f"{len(damaged)} members differ, first {damaged[0] or '/'!a}"
+    count = "1 member differs" if len(damaged) == 1 else f"{len(damaged)} members differ"
+    return f"{count}, first {damaged[0] or '/'!a}"

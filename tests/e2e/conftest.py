@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
@@ -28,6 +29,7 @@ from builder.stage import KINDS
 from builder.stage.kind import Context, Inputs, Kind
 from builder.store import Store, fetch
 from builder.store.tools import tool_blobs
+from tests.bench.machine import machine
 
 HOUSE = Path(__file__).parents[2]
 EPOCH = 1760572800
@@ -35,6 +37,7 @@ OPEN_FOLDER = "/tmp/builder-boot-"
 """How the folders begin in which tests keep containers."""
 OURS = rb"%b|/tmp/builder-\w+/house" % re.escape(os.fsencode(HOUSE))
 MIRROR = "http://deb.debian.org/debian"
+Measure = Callable[[str, Any], None]
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,22 @@ def _orphans() -> set[str]:
             if builder == os.getpid() or not Path(f"/proc/{builder}").exists():
                 found.add(f"{folder.name}: {b' '.join(argv).decode()}")
     return found
+
+
+@pytest.fixture(scope="module")
+def measure() -> Iterator[Measure]:
+    """Keeps figures by name, each with the machine and the commit; $BUILDER_MEASURED, a JSON file, gets them too."""
+    about = machine()
+    figures: dict[str, Any] = {}
+
+    def keep(name: str, found: Any) -> None:
+        figures[name] = {"found": found, "machine": about}
+
+    yield keep
+    if place := os.environ.get("BUILDER_MEASURED"):
+        path = Path(place)
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(earlier | figures, indent=1, sort_keys=True) + "\n")
 
 
 @pytest.fixture(scope="session")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import HOUSE, User
+from conftest import HOUSE, Measure, User
 from project import STORE, Project, project
 
 from builder import check as checking
@@ -68,23 +66,13 @@ def template(real: Project) -> Path:
     return Path(real.json("template", "recipes/vllm-blackwell")["path"])
 
 
-@pytest.fixture
-def measure() -> Iterator[dict[str, Any]]:
-    """Figures by name; added to $BUILDER_MEASURED, a JSON file, at the end."""
-    figures: dict[str, Any] = {}
-    yield figures
-    if place := os.environ.get("BUILDER_MEASURED"):
-        known = json.loads(Path(place).read_text()) if Path(place).exists() else {}
-        Path(place).write_text(json.dumps({**known, **figures}, indent=1, sort_keys=True) + "\n")
-
-
 @pytest.mark.full
-def test_every_profile_passes_on_the_real_template(real: Project, template: Path, measure: dict[str, Any]) -> None:
+def test_every_profile_passes_on_the_real_template(real: Project, template: Path, measure: Measure) -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3")
     started = time.monotonic()
     found = real.json("check", str(template))
     seconds = round(time.monotonic() - started, 1)
-    measure["check of every profile, cold page cache"] = {"seconds": seconds}
+    measure("check of every profile, cold page cache", {"seconds": seconds})
     profiles = names(HOUSE / "recipes" / "vllm-blackwell")
     assert found["profiles"] == list(profiles)
     assert found["counts"]["error"] == 0

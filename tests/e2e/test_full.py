@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HOUSE, MIRROR, User
+from conftest import HOUSE, MIRROR, Measure, User
 from container import Bridge, booted, new_bridge
 from dockerd import private_dockerd
 from project import NETWORK, STORE, Project, project, seed
-
-from tests.bench.machine import machine
 
 pytestmark = [
     pytest.mark.e2e,
@@ -57,23 +54,6 @@ cd /root/project
 exec "$@"
 """
 CERTIFICATES = Path("etc/ssl/certs/ca-certificates.crt")
-Measure = Callable[[str, Any], None]
-
-
-@pytest.fixture(scope="module")
-def measure() -> Iterator[Measure]:
-    """Keeps figures by name, each with the machine and the commit; $BUILDER_MEASURED, a JSON file, gets them too."""
-    about = machine()
-    figures: dict[str, Any] = {}
-
-    def keep(name: str, found: Any) -> None:
-        figures[name] = {"found": found, "machine": about}
-
-    yield keep
-    if place := os.environ.get("BUILDER_MEASURED"):
-        path = Path(place)
-        earlier = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(earlier | figures, indent=1, sort_keys=True) + "\n")
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import HOUSE, User
+from conftest import HOUSE, Measure, User
 from project import STORE, Project
 
 from builder.gpucode import Kind, Library, scan
@@ -112,21 +108,9 @@ def test_wheels_read_without_unpacking(store: Store, tmp_path: Path) -> None:
         assert scan(store.path(blob.sha256), store.scratch) == scan(tmp_path / blob.sha256, store.scratch)
 
 
-@pytest.fixture
-def measure() -> Iterator[Callable[[str, Any], None]]:
-    """Keeps figures by name, added to the JSON file $BUILDER_MEASURED at the end."""
-    figures: dict[str, Any] = {}
-    yield figures.__setitem__
-    if place := os.environ.get("BUILDER_MEASURED"):
-        known = json.loads(Path(place).read_text()) if Path(place).exists() else {}
-        Path(place).write_text(json.dumps({**known, **figures}, indent=1, sort_keys=True) + "\n")
-
-
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-def test_every_library_of_the_real_template(
-    root_user: User, cuobjdump: Path, measure: Callable[[str, Any], None]
-) -> None:
+def test_every_library_of_the_real_template(root_user: User, cuobjdump: Path, measure: Measure) -> None:
     here = Project(HOUSE, User(**{**vars(root_user), "env": {**root_user.env, "BUILDER_STORE": str(STORE)}}))
     template = Path(here.json("template", "recipes/vllm-blackwell")["path"])
     keys = [stage["key"] for stage in read_manifest(template)["stages"]]

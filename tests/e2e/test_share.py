@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import HOUSE, User
-from project import Project, project
+from project import Project, project, seed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.usefixtures("no_leftovers")]
 
@@ -99,6 +99,9 @@ def test_the_job_of_ci_takes_its_cache_and_makes_it_anew_when_it_is_damaged(root
     again, said = job("third")
     assert again == first
     assert "left out" in said
+    archive.unlink()
+    assert job("fourth")[0] == first, "a key without an archive is no cache"
+    assert archive.exists()
 
 
 @pytest.mark.parametrize(("giver", "taker"), [("root_user", "ordinary_user"), ("ordinary_user", "root_user")])
@@ -170,7 +173,7 @@ def test_a_reader_that_goes_away_is_one_line(root_user: User, tiny: Tiny) -> Non
     script = '"$@" | head -c 1000 >/dev/null; exit "${PIPESTATUS[0]}"'
     done = there.user.run(["bash", "-c", script, "bash", *there.argv("store", "export", "recipes/tiny", "-")])
     assert done.returncode == 1
-    assert done.stderr.decode() == "builder: stdin or stdout: Broken pipe\n"
+    assert done.stderr.decode() == "builder: stdout: Broken pipe\n"
 
 
 def test_a_stopped_export_leaves_nothing(root_user: User, tiny: Tiny) -> None:
@@ -180,13 +183,28 @@ def test_a_stopped_export_leaves_nothing(root_user: User, tiny: Tiny) -> None:
     while status == 0:  # it may be done before the signal comes
         target.write_bytes(b"before")
         with there.user.popen(there.argv("store", "export", "recipes/tiny", str(target))) as running:
-            while running.poll() is None and not list(there.folder.glob("out.tar.part-*")):
+            while running.poll() is None and not list(there.folder.glob(".out.tar.part-*")):
                 time.sleep(0.005)
             running.send_signal(signal.SIGTERM)
         status = running.returncode
     assert status == 130
-    assert [path.name for path in there.folder.glob("out.tar*")] == ["out.tar"]
+    assert [path.name for path in there.folder.glob("*out.tar*")] == ["out.tar"]
     assert target.read_bytes() == b"before"
+
+
+def test_what_a_killed_export_left_goes_with_the_next(root_user: User, tiny: Tiny) -> None:
+    there = fresh(root_user, "killed", store=tiny(root_user))
+    target = there.folder / "out.tar"
+    while not (left := list(there.folder.glob(".out.tar.part-*"))):
+        target.unlink(missing_ok=True)
+        with there.user.popen(there.argv("store", "export", "recipes/tiny", str(target))) as running:
+            while running.poll() is None and not list(there.folder.glob(".out.tar.part-*")):
+                time.sleep(0.005)
+            running.kill()
+    assert len(left) == 1
+    assert not target.exists()
+    assert there.builder("store", "export", "recipes/tiny", str(target)).returncode == 0
+    assert [path.name for path in there.folder.glob("*out.tar*")] == ["out.tar"]
 
 
 def test_a_full_disk_is_one_line_and_a_sound_store(root_user: User, exports: Callable[[User], Exported]) -> None:
@@ -205,15 +223,35 @@ def test_a_full_disk_is_one_line_and_a_sound_store(root_user: User, exports: Cal
 
 
 def test_what_is_not_built_is_left_out_with_a_line(root_user: User) -> None:
-    job = fresh(root_user, "empty")
+    job = fresh(root_user, "unbuilt")
+    seed(job.store, job.folder, ["tiny"])
+    blobs = sorted(path for path in (job.store / "blobs").rglob("*") if path.is_file())
+    blobs[0].unlink()
+    harmed = bytearray(blobs[1].read_bytes())
+    harmed[0] ^= 1
+    blobs[1].chmod(0o644)
+    blobs[1].write_bytes(harmed)
     done = job.builder("store", "export", "recipes/tiny", str(job.folder / "out.tar"))
     assert done.returncode == 0
-    lines = done.stderr.decode().splitlines()
-    assert re.fullmatch(r"(\d+) of \1 locked files are not in the store: left out", lines[0])
-    assert lines[1:] == [
+    assert done.stderr.decode().splitlines() == [
+        f"2 of {len(blobs)} locked files are not in the store, or were damaged there: left out",
         "stage base and those above it are not built: left out",
-        "0 blobs and 0 layers exported",
+        f"{len(blobs) - 2} blobs and 0 layers exported",
     ]
+    assert taken(fresh(root_user, "taker"), job.folder / "out.tar")["left_out"] == []
+
+
+def test_an_export_of_nothing_is_a_failure(root_user: User) -> None:
+    job = fresh(root_user, "empty")
+    argv = ("store", "export", "recipes/tiny", str(job.folder / "out.tar"))
+    done = job.builder(*argv)
+    assert (done.returncode, job.store.exists()) == (1, False)
+    assert done.stderr.decode().startswith(f"builder: {job.store}: there is no store; ")
+    job.store.mkdir()
+    done = job.builder(*argv)
+    assert done.returncode == 1
+    assert re.search(r": has nothing of .*/tiny; is BUILDER_STORE as in the build\?\n$", done.stderr.decode())
+    assert not (job.folder / "out.tar").exists()
 
 
 def test_the_key_needs_no_store_and_moves_with_what_is_copied(user: User, root_user: User) -> None:

@@ -121,6 +121,20 @@ def test_a_damaged_template_is_not_sent(made: Callable[[str, bytes], Path], tmp_
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.parametrize("end", ["manifest.json", "cdx.json"])
+def test_what_lies_beside_it_is_not_sent_when_it_was_changed(
+    made: Callable[[str, bytes], Path], tmp_path: Path, end: str
+) -> None:
+    template = made("1", noise(1))
+    template.with_name(f"demo_1_amd64.{end}").write_text("[]")
+    with pytest.raises(BuilderError, match=rf"demo_1_amd64\.{end}: is not as SHA256SUMS beside it says; build"):
+        push(template, Target("", str(tmp_path / "there")), Silent())
+    template.with_name("SHA256SUMS").unlink()
+    with pytest.raises(BuilderError, match="is not in SHA256SUMS beside it; build"):
+        push(template, Target("", str(tmp_path / "there")), Silent())
+    assert not (tmp_path / "there").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "host", "folder"),
     [

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 import zstandard
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from builder.cli import cli
+from builder.errors import BuilderError
 from builder.lock.model import Blob, Deb, Wheel
 from builder.pack import Info, Layer, StageInfo, pack
 from builder.pack.segment import MOST
@@ -85,8 +88,10 @@ def template(root: Path, tmp_path: Path) -> Path:
 
 def run(*arguments: object) -> tuple[int, str]:
     done = CliRunner().invoke(cli, [str(argument) for argument in arguments], standalone_mode=False)
+    if isinstance(done.exception, BuilderError):
+        return done.exception.exit_code, str(done.exception)
     if done.exception is not None:
-        return 1, str(done.exception)
+        raise done.exception
     return done.return_value or 0, done.stdout
 
 
@@ -217,14 +222,41 @@ def test_a_template_that_the_checksums_forgot(template: Path) -> None:
     assert [line for line in lines if line.endswith("is not in SHA256SUMS")] == lines[:3]
 
 
-@pytest.mark.parametrize("text", ["{}", '{"format": 1}', '{"format": 1, "files": [1]}', "x"])
-@pytest.mark.parametrize("command", ["verify", "diff"])
+@pytest.mark.parametrize("text", ["{}", '{"format": 1}', '{"format": 1, "files": [1]}', "x", "[" * 100_000])
+@pytest.mark.parametrize("command", ["verify", "diff", "history"])
 def test_a_damaged_manifest_is_one_line(template: Path, command: str, text: str) -> None:
     beside(template, 1).write_text(text)
     status, said = run(command, template, *([template] if command == "diff" else []))
     assert status == 1
     assert said.startswith(str(beside(template, 1)))
     assert said.endswith("build the template again")
+
+
+ODD = st.none() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2) | st.just({"a": 1})
+
+
+@pytest.mark.parametrize("command", ["verify", "diff", "history"])
+@given(key=st.sampled_from(["size", "tar_size", "stages", "skipped", "files", "frames"]), value=ODD, deep=st.booleans())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_manifest_holds_there_is_no_traceback(
+    template: Path, command: str, key: str, value: object, deep: bool
+) -> None:
+    """A value of another kind in the manifest, or in the first of its rows; what is said then is one line."""
+    good = beside(template, 1).read_text()
+    told = json.loads(good)
+    if deep and isinstance(told[key], list):
+        told[key][0] = dict.fromkeys(told[key][0], value) if isinstance(told[key][0], dict) else value
+    else:
+        told[key] = value
+    beside(template, 1).write_text(json.dumps(told))
+    try:
+        status, said = run(command, template, *([template] if command == "diff" else []))
+    finally:
+        beside(template, 1).write_text(good)
+    assert status in (0, 1)
+    assert command != "verify" or status == 1 or told == json.loads(good)
+    if "damaged" in said:
+        assert said == f"{beside(template, 1)}: is a damaged manifest; build the template again"
 
 
 def test_diff_of_a_template_with_itself(template: Path) -> None:
@@ -265,7 +297,17 @@ def test_diff_by_stage_deb_wheel_file_and_size(root: Path, template: Path, tmp_p
 
 
 def test_diff_without_a_manifest_names_it(template: Path, tmp_path: Path) -> None:
-    missing = tmp_path / "other_1_amd64.tar.zst"
-    status, said = run("diff", template, missing)
+    other = tmp_path / "other_1_amd64.tar.zst"
+    other.touch()
+    status, said = run("diff", template, other)
     assert status == 1
     assert said.startswith(f"{tmp_path}/other_1_amd64.manifest.json: No such file")
+
+
+@pytest.mark.parametrize("command", ["verify", "diff", "history", "licences"])
+def test_what_is_no_template_is_wrong_use(template: Path, tmp_path: Path, command: str) -> None:
+    more = [template] if command == "diff" else []
+    status, said = run(command, *more, tmp_path / "other_1_amd64.tar.zst")
+    assert (status, said.partition(";")[0]) == (2, f"{tmp_path}/other_1_amd64.tar.zst: there is no such template")
+    status, said = run(command, *more, beside(template, 1))
+    assert (status, said.partition(";")[0]) == (2, f"{beside(template, 1)}: is no template")

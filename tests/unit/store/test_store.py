@@ -232,6 +232,26 @@ def test_an_ended_builder_leaves_no_folder(store: Store) -> None:
     assert sorted(path.name for path in (store.root / "tmp").iterdir()) == ["partial"]
 
 
+def test_an_end_is_not_cut_short_by_impatience(store: Store) -> None:
+    """Signals that come while the session's folder is removed: it goes, without a traceback."""
+    code = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from builder.store import Store, session
+        remove = session.remove_tree
+        def interrupted(folder):
+            os.kill(os.getpid(), signal.SIGINT)
+            remove(folder)
+            os.kill(os.getpid(), signal.SIGTERM)
+        session.remove_tree = interrupted
+        Store(Path(sys.argv[1])).layer("k")
+        print("still here")
+    """
+    done = subprocess.run([sys.executable, "-c", code, str(store.root)], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"still here\n", b"")
+    assert sorted(path.name for path in (store.root / "tmp").iterdir()) == ["partial"]
+
+
 def test_what_a_killed_builder_left_is_removed_by_the_next(store: Store) -> None:
     code = """if True:
         import os, signal, sys

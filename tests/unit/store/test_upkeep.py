@@ -225,7 +225,7 @@ def test_verify_names_and_removes_what_is_damaged(filled: Store, web: Web) -> No
     found = upkeep.verify(filled)
     assert [(damage.kind, damage.name, damage.what) for damage in found] == [
         ("blob", bad.sha256, f"has sha256 {blob(bytes([7]) * 100).sha256}"),
-        ("layer", KEY, "1 members differ, first 'etc/file'"),
+        ("layer", KEY, "1 member differs, first 'etc/file'"),
     ]
     assert filled.layer(KEY) is None
     assert upkeep.verify(filled) == []
@@ -242,7 +242,7 @@ def test_with_a_damaged_layer_go_those_above_it(tmp_path: Path) -> None:
     (next(store.root.glob("layers/*/*/tree/etc/empty"))).write_text("damaged")
     other = make_layer(store)
     assert [damage.what for damage in upkeep.verify(store)] == [
-        "1 members differ, first 'etc/empty'",
+        "1 member differs, first 'etc/empty'",
         "was made over a damaged layer",
     ]
     assert [layer.key for layer in store.layers()] == [other.key]
