@@ -97,10 +97,15 @@ def _workplace(store: Store, keep: Path | None) -> Iterator[Path]:
     if keep is None:
         with store.scratch() as folder:
             yield folder
-    elif keep.exists() and any(keep.iterdir()):
-        raise UsageError("is not empty", where=keep, hint="name a new folder with --keep")
     else:
-        keep.mkdir(parents=True, exist_ok=True)
+        hint = "name a new folder with --keep"
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+            is_empty = not any(keep.iterdir())
+        except OSError as error:
+            raise UsageError(error.strerror or str(error), where=keep, hint=hint) from error
+        if not is_empty:
+            raise UsageError("is not empty", where=keep, hint=hint)
         yield keep.resolve()
 
 
