@@ -14,7 +14,7 @@ from builder.pack.content import Member
 from builder.pack.header import BLOCK
 from builder.tree import Entry
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the same members would give other bytes: enters every identity."""
 
 MEAN = 8 << 20
