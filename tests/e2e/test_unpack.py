@@ -1,6 +1,5 @@
 """A template unpacked by Proxmox's own tar call gives the tree that the layers make."""
 
-import dataclasses
 import os
 import random
 import shutil
@@ -91,7 +90,7 @@ def unpacked(root: Path, shift: int = 0) -> dict[str, Entry]:
     found = {}
     for entry in scan(root).entries:
         if entry.path != "lost+found":
-            found[entry.path] = dataclasses.replace(entry, uid=entry.uid - shift, gid=entry.gid - shift)
+            found[entry.path] = entry._replace(uid=entry.uid - shift, gid=entry.gid - shift)
     return found
 
 
@@ -119,7 +118,7 @@ def test_the_unpacked_tree_is_the_merged_tree(layers: list[Path], tmp_path: Path
         assert capability[3] == 3
         assert capability[4:20] == CAPABILITY[4:20]
         assert int.from_bytes(capability[20:24], "little") == 100_000
-        found["bin/ping"] = dataclasses.replace(found["bin/ping"], xattrs=wanted["bin/ping"].xattrs)
+        found["bin/ping"] = found["bin/ping"]._replace(xattrs=wanted["bin/ping"].xattrs)
     assert sorted(found) == sorted(wanted)
     for path, entry in wanted.items():
         assert found[path] == entry

@@ -7,7 +7,6 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +164,7 @@ def test_bytecode_of_modules_that_stay_is_taken_from_the_layer_before(bench: Any
     mark = damage(layer, "alpha.m3")  # and let its index say that it was so when it was made
     entry = bytecode(layer, "alpha.m3")
     marked = Index.of(
-        (replace(each, sha256=mark) if each is entry else each for each in layer.index.entries), layer.index.stats
+        (each._replace(sha256=mark) if each is entry else each for each in layer.index.entries), layer.index.stats
     )
     marked.save(layer.tree.parent / "index")
     meta = layer.tree.parent / "meta.json"
